@@ -1,0 +1,108 @@
+//! What the kernel reports through the ring buffer: a header that begins with a kind, then,
+//! for [`kind::TLS_DATA`], the bytes.
+
+use crate::net::{Addr, FlowKey};
+
+pub mod kind {
+    pub const TLS_DATA: u32 = 1;
+    pub const TLS_CLOSED: u32 = 2;
+    pub const FIRST_DROP: u32 = 3;
+    pub const EXEC: u32 = 4;
+}
+
+/// Which way plaintext went through the TLS library ([`TlsData::direction`]).
+pub mod direction {
+    pub const READ: u32 = 0;
+    pub const WRITE: u32 = 1;
+}
+
+/// The longest piece of plaintext that one call reports. What a call moved beyond it is known
+/// by its length only.
+pub const MAX_DATA: usize = 16 * 1024;
+
+/// One call of the TLS library that moved plaintext. `copied` bytes follow the header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TlsData {
+    pub kind: u32,
+    pub direction: u32,
+    /// `CLOCK_MONOTONIC` at the return of the call, in nanoseconds.
+    pub time_ns: u64,
+    /// Cookie of the socket below the TLS object; 0 when it has not been seen yet.
+    pub connection: u64,
+    /// Position of the first byte in the plaintext of this direction of the connection.
+    /// Counts bytes that were lost as well, so that a gap shows.
+    pub offset: u64,
+    pub flow: FlowKey,
+    /// Thread group, as the host's initial PID namespace numbers it.
+    pub pid: u32,
+    /// Bytes the call moved, and how many of them follow.
+    pub len: u32,
+    pub copied: u32,
+    pub reserved: u32,
+    pub comm: [u8; 16],
+}
+
+/// A connection that carried TLS data has closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TlsClosed {
+    pub kind: u32,
+    pub reserved: u32,
+    pub time_ns: u64,
+    pub connection: u64,
+}
+
+/// A deny entry dropped its first packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FirstDrop {
+    pub kind: u32,
+    pub prefix_len: u32,
+    pub time_ns: u64,
+    pub rule_id: u64,
+    pub addr: Addr,
+}
+
+/// A process has replaced its program: it may map a TLS library soon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exec {
+    pub kind: u32,
+    pub pid: u32,
+    pub time_ns: u64,
+}
+
+/// What capture could not report: an index into the per-CPU loss counters. The counters hold
+/// calls and bytes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// The ring buffer was full.
+    RingFull = 0,
+    /// Bytes of a call beyond [`MAX_DATA`].
+    CallTooLong = 1,
+    /// The buffer of the call could not be read.
+    Unreadable = 2,
+    /// No room to remember a call or a connection.
+    TableFull = 3,
+    /// The socket below the TLS object was never seen.
+    NoSocket = 4,
+}
+
+impl Loss {
+    pub const COUNT: u32 = 5;
+    pub const ALL: [Loss; Self::COUNT as usize] =
+        [Loss::RingFull, Loss::CallTooLong, Loss::Unreadable, Loss::TableFull, Loss::NoSocket];
+
+    /// The name under which metrics and the command line show the loss.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Loss::RingFull => "ring_full",
+            Loss::CallTooLong => "call_too_long",
+            Loss::Unreadable => "unreadable",
+            Loss::TableFull => "table_full",
+            Loss::NoSocket => "no_socket",
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The layout of everything shared, checked when this crate is compiled.
+
+use core::mem::{align_of, size_of};
+
+use crate::{event, net, policy, settings};
+
+macro_rules! assert_layout {
+    ($($type:ty: $size:literal, $align:literal;)*) => {
+        $(const _: () = {
+            assert!(size_of::<$type>() == $size, concat!("size of ", stringify!($type)));
+            assert!(align_of::<$type>() == $align, concat!("alignment of ", stringify!($type)));
+        };)*
+    };
+}
+
+// The sizes are the sums of the fields' sizes, so none of the types has padding.
+assert_layout! {
+    net::Addr: 16, 1;
+    net::FlowKey: 40, 4;
+    policy::DenyKey: 20, 4;
+    policy::DenyEntry: 40, 8;
+    policy::PacketCount: 16, 8;
+    event::TlsData: 104, 8;
+    event::TlsClosed: 24, 8;
+    event::FirstDrop: 40, 8;
+    event::Exec: 16, 8;
+    settings::Settings: 72, 4;
+    settings::SockOffsets: 32, 4;
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),* $(,)?) => {
+            // SAFETY: each is `repr(C)`, `Copy + 'static`, made of integers and byte arrays, and
+            // has no padding (asserted above), so any bytes are a value and every byte is defined.
+            $(unsafe impl aya::Pod for $type {})*
+        };
+    }
+
+    pod!(
+        net::Addr,
+        net::FlowKey,
+        policy::DenyKey,
+        policy::DenyEntry,
+        policy::PacketCount,
+        settings::Settings,
+        settings::SockOffsets,
+    );
+}

@@ -1,0 +1,86 @@
+//! What Portcullis decides to do, in the form that is logged and that others build on.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::time::Timestamp;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Drop,
+    Alert,
+}
+
+/// Whether decisions are carried out or only written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    Enforce,
+    Observe,
+}
+
+/// Whom a decision is about: all the parts that are named must match, and at least one is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Subject {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<IpNet>,
+}
+
+impl Subject {
+    /// A client by its address. An IPv6 client moves within its /64, so that is what is named.
+    pub fn client(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            ip @ IpAddr::V4(_) => Self { ip: Some(ip), cidr: None },
+            ip @ IpAddr::V6(_) => {
+                let net = IpNet::new_assert(ip, 64).trunc();
+                Self { ip: None, cidr: Some(net) }
+            }
+        }
+    }
+
+    /// The addresses it covers, if it is about addresses.
+    pub fn network(&self) -> Option<IpNet> {
+        self.cidr.or(self.ip.map(IpNet::from))
+    }
+}
+
+/// One line of the decision format, version 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Holds for what comes strictly later than this.
+    pub ts: Timestamp,
+    /// Unique for the life of the installation.
+    pub id: String,
+    pub action: Action,
+    pub subject: Subject,
+    pub service: Option<Arc<str>>,
+    pub ttl_s: u64,
+    pub detector: String,
+    pub owasp: String,
+    pub score: f64,
+    pub reason: String,
+    pub evidence: Map<String, Value>,
+    pub mode: Mode,
+}
+
+/// Ends a decision before its time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lift {
+    pub ts: Timestamp,
+    pub id: String,
+    pub action: LiftAction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LiftAction {
+    #[serde(rename = "lift")]
+    Lift,
+}

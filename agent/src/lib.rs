@@ -1,0 +1,22 @@
+//! The userspace side of Portcullis.
+//!
+//! `flow → http → detect → decide` is the pure pipeline: it owns no IO and never reads the
+//! clock. Everything else surrounds it: `capture` and `kernel` feed it, `enforce` carries its
+//! decisions out, `report` tells people.
+
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod decide;
+pub mod decision;
+pub mod detect;
+pub mod enforce;
+pub mod finding;
+pub mod flow;
+pub mod http;
+pub mod kernel;
+pub mod pipeline;
+pub mod report;
+pub mod runtime;
+pub mod time;
+pub mod transaction;

@@ -28,7 +28,8 @@ pub struct TlsData {
     pub direction: u32,
     /// `CLOCK_MONOTONIC` at the return of the call, in nanoseconds.
     pub time_ns: u64,
-    /// Cookie of the socket below the TLS object; 0 when it has not been seen yet.
+    /// The TLS object on its socket: a number that no other pair of the two had since the
+    /// programs were loaded.
     pub connection: u64,
     /// Position of the first byte in the plaintext of this direction of the connection.
     /// Counts bytes that were lost as well, so that a gap shows.
@@ -84,7 +85,7 @@ pub enum Loss {
     CallTooLong = 1,
     /// The buffer of the call could not be read.
     Unreadable = 2,
-    /// No room to remember a call or a connection.
+    /// No room to remember a call or a connection. Bytes are not known.
     TableFull = 3,
     /// The socket below the TLS object was never seen.
     NoSocket = 4,

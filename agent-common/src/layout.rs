@@ -15,7 +15,7 @@ macro_rules! assert_layout {
 
 // The sizes are the sums of the fields' sizes, so none of the types has padding.
 assert_layout! {
-    net::Addr: 16, 1;
+    net::Addr: 16, 4;
     net::FlowKey: 40, 4;
     policy::DenyKey: 20, 4;
     policy::DenyEntry: 40, 8;
@@ -46,6 +46,10 @@ mod pod {
         policy::DenyKey,
         policy::DenyEntry,
         policy::PacketCount,
+        event::TlsData,
+        event::TlsClosed,
+        event::FirstDrop,
+        event::Exec,
         settings::Settings,
         settings::SockOffsets,
     );

@@ -13,6 +13,10 @@ pub mod pinned {
 pub mod map {
     pub const EVENTS: &str = "PC_EVENTS";
     pub const LOSSES: &str = "PC_LOSSES";
+    pub const CALLS: &str = "PC_CALLS";
+    pub const CONNECTIONS: &str = "PC_CONNECTIONS";
+    pub const SOCKETS: &str = "PC_SOCKETS";
+    pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
 }
 
 pub mod program {
@@ -22,6 +26,7 @@ pub mod program {
     pub const SSL_ENTER_READ_EX: &str = "ssl_enter_read_ex";
     pub const SSL_ENTER_WRITE: &str = "ssl_enter_write";
     pub const SSL_ENTER_WRITE_EX: &str = "ssl_enter_write_ex";
+    pub const SSL_ENTER_HANDSHAKE: &str = "ssl_enter_handshake";
     pub const SSL_RETURN: &str = "ssl_return";
     pub const SOCK_SEND: &str = "sock_send_length";
     pub const SOCK_RECV: &str = "sock_recv_length";
@@ -31,7 +36,6 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
-    pub const AGENT_PID: &str = "AGENT_PID";
 }
 
 /// Capacities when the configuration does not say otherwise, in entries.

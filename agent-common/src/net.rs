@@ -1,7 +1,8 @@
 //! Addresses and flows, in network byte order.
 
 /// An IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291, section 2.5.5.2).
-#[repr(C)]
+/// Aligned so that the eBPF side copies it by words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Addr(pub [u8; 16]);
 

@@ -20,7 +20,7 @@ pub struct DenyEntry {
     pub expires_ns: u64,
     /// Which decision made this entry; userspace's own numbering.
     pub rule_id: u64,
-    /// Packets and bytes (from the network header on) the entry acted on.
+    /// Frames the entry acted on, and their bytes with the link header.
     pub packets: u64,
     pub bytes: u64,
     pub action: u32,

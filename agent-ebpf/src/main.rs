@@ -1,12 +1,117 @@
+//! Entry points: each only maps what its module found out to what its hook expects.
 #![no_std]
 #![no_main]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+// Only for `atomic`; see there.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+
+mod atomic;
+mod headers;
+mod maps;
+mod packet;
+mod policy;
+mod report;
+mod socket;
+mod uprobe;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    macros::{btf_tracepoint, classifier, uprobe, uretprobe, xdp},
+    programs::{BtfTracePointContext, ProbeContext, RetProbeContext, TcContext, XdpContext},
+};
+use portcullis_common::event::direction;
+
 #[xdp(frags)]
-pub fn portcullis_xdp(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
+    match policy::verdict(&packet::XdpFrame(&ctx)) {
+        policy::Verdict::Pass => xdp_action::XDP_PASS,
+        policy::Verdict::Drop => xdp_action::XDP_DROP,
+    }
 }
+
+/// On pass the next program of the hook goes on, should there be one.
+#[classifier]
+pub fn portcullis_tc(ctx: TcContext) -> i32 {
+    match policy::verdict(&packet::TcFrame(&ctx)) {
+        policy::Verdict::Pass => TC_ACT_UNSPEC,
+        policy::Verdict::Drop => TC_ACT_SHOT as i32,
+    }
+}
+
+/// `int SSL_read(SSL *ssl, void *buf, int num)`
+#[uprobe]
+pub fn ssl_enter_read(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::Length);
+    0
+}
+
+/// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)`
+#[uprobe]
+pub fn ssl_enter_read_ex(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::LengthByPointer);
+    0
+}
+
+/// `int SSL_write(SSL *ssl, const void *buf, int num)`
+#[uprobe]
+pub fn ssl_enter_write(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::Length);
+    0
+}
+
+/// `int SSL_write_ex(SSL *s, const void *buf, size_t num, size_t *written)`
+#[uprobe]
+pub fn ssl_enter_write_ex(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::LengthByPointer);
+    0
+}
+
+/// `int SSL_do_handshake(SSL *ssl)`: moves no plaintext, but shows the socket before any moves.
+#[uprobe]
+pub fn ssl_enter_handshake(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::NoData);
+    0
+}
+
+#[uretprobe]
+pub fn ssl_return(ctx: RetProbeContext) -> u32 {
+    uprobe::leave(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    socket::used(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
+    socket::used(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    socket::state_changed(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(_ctx: BtfTracePointContext) -> i32 {
+    report::exec();
+    0
+}
+
+/// The helpers that the programs use are available to GPL-compatible programs only.
+// SAFETY: the section is read by the loader, never linked against anything.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can come here, because it would never end.
     loop {}
 }

@@ -1,6 +1,5 @@
 //! Decisions into the kernel's maps: the only writer of the policy.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,6 +9,18 @@ use ipnet::IpNet;
 pub enum Origin {
     Operator,
     Automatic,
+}
+
+/// What to enter into the deny map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewBlock {
+    /// `None`: until it is lifted.
+    pub ttl: Option<Duration>,
+    /// Number of the decision: its id, which is hexadecimal.
+    pub rule_id: u64,
+    pub origin: Origin,
+    /// Count what would be dropped, and let it pass.
+    pub count_only: bool,
 }
 
 /// One entry of the deny map as people see it.
@@ -24,16 +35,25 @@ pub struct Block {
     pub bytes: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u32,
+    pub capacity: u32,
+    /// Of the capacity, what only operators may use.
+    pub reserve: u32,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EnforceError {
     #[error("{0} can't be blocked: only single addresses and IPv6 /64 networks can be")]
     Unsupported(IpNet),
-    #[error("the deny map is full: {used} of {capacity} entries, {reserve} reserved for operators")]
-    Full { used: u32, capacity: u32, reserve: u32 },
+    #[error(
+        "the deny map is full: {} of {} entries, {} of them for operators only",
+        .0.used, .0.capacity, .0.reserve
+    )]
+    Full(Usage),
     #[error("{0} is not blocked")]
     NotBlocked(IpNet),
-    #[error("{0} is not on the allow list")]
-    NotAllowed(IpAddr),
     #[error(transparent)]
     Kernel(#[from] anyhow::Error),
 }
@@ -41,13 +61,7 @@ pub enum EnforceError {
 /// The kernel's policy maps, or what stands for them in a test.
 pub trait PolicyMaps {
     /// Blocks `target`, or replaces its block, keeping the counters.
-    fn block(
-        &mut self,
-        target: IpNet,
-        ttl: Option<Duration>,
-        rule_id: u64,
-        origin: Origin,
-    ) -> Result<(), EnforceError>;
+    fn block(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError>;
 
     fn unblock(&mut self, target: IpNet) -> Result<(), EnforceError>;
 
@@ -57,6 +71,12 @@ pub trait PolicyMaps {
     /// Removes expired blocks; returns how many.
     fn sweep(&mut self) -> Result<u32, EnforceError>;
 
-    /// Replaces the allow list.
+    /// Entries of the deny map that are taken, and how many there are.
+    fn usage(&self) -> Usage;
+
+    /// Replaces the allow list. What stays on it is never off it in between.
     fn set_allowed(&mut self, nets: &[IpNet]) -> Result<(), EnforceError>;
+
+    /// Replaces the destination ports on which nobody is dropped.
+    fn set_failsafe(&mut self, tcp: &[u16], udp: &[u16]) -> Result<(), EnforceError>;
 }

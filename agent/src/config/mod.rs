@@ -44,7 +44,9 @@ pub enum Attach {
     Auto,
     XdpNative,
     XdpGeneric,
+    /// TC, by tcx where the kernel has it, else by a clsact filter.
     Tc,
+    Clsact,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,1 +1,22 @@
-//! kernel
+//! The kernel side as userspace sees it: loading, attaching, pinning, and one typed wrapper
+//! per map.
+
+mod addresses;
+mod attach;
+mod bpffs;
+mod btf;
+mod clock;
+mod counters;
+mod deny;
+mod load;
+mod pins;
+mod policy;
+
+pub use addresses::{flow_addresses, network_of};
+pub use attach::{Attachment, Hook, attach};
+pub use btf::{Btf, sock_offsets};
+pub use clock::{coarse_now, wall_clock_offset};
+pub use counters::{Count, Counters, LossCounters, ReasonCounters};
+pub use load::{Loaded, OBJECT, load};
+pub use pins::{Detached, detach};
+pub use policy::KernelPolicy;

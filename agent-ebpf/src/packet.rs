@@ -1,0 +1,127 @@
+//! The only pointer arithmetic on packets.
+
+use core::{ffi::c_void, mem::MaybeUninit, mem::size_of};
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    programs::{TcContext, XdpContext},
+};
+
+/// Types of alignment 1 for which any bytes are a value: parts of a packet header.
+///
+/// # Safety
+/// The type has alignment 1, no padding, and no invalid bit pattern.
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: a byte array has alignment 1, no padding, and takes any bytes.
+unsafe impl<const N: usize> Wire for [u8; N] {}
+
+/// No header begins later than this in a frame. Also what the verifier needs to know of a
+/// variable offset.
+const MAX_OFFSET: usize = 0x7fff;
+
+/// A frame, from its link header on.
+pub trait Frame {
+    /// Addresses of the first byte and of the end of the part that can be read in place.
+    fn in_place(&self) -> (usize, usize);
+    /// Length in bytes, with the parts that cannot be read in place.
+    fn len(&self) -> u64;
+    /// Copies `size` bytes at `offset`, wherever they lie; false when the frame is shorter.
+    ///
+    /// # Safety
+    /// `to` points to `size` writable bytes.
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool;
+}
+
+pub struct XdpFrame<'a>(pub &'a XdpContext);
+
+impl Frame for XdpFrame<'_> {
+    #[inline(always)]
+    fn in_place(&self) -> (usize, usize) {
+        (self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u64 {
+        // SAFETY: the context is the one the program was called with.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
+        // SAFETY: the context is the program's, and the caller vouches for `to`.
+        unsafe { bpf_xdp_load_bytes(self.0.ctx, offset, to, size) == 0 }
+    }
+}
+
+pub struct TcFrame<'a>(pub &'a TcContext);
+
+impl Frame for TcFrame<'_> {
+    #[inline(always)]
+    fn in_place(&self) -> (usize, usize) {
+        (self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u64 {
+        u64::from(self.0.len())
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
+        // SAFETY: the context is the program's, and the caller vouches for `to`.
+        unsafe { bpf_skb_load_bytes(self.0.as_ptr().cast(), offset, to, size) == 0 }
+    }
+}
+
+/// Reads parts of a frame by their offset.
+pub trait Bytes {
+    /// `None` when the part does not lie within the frame, as far as this reader can see.
+    fn read<T: Wire>(&self, offset: usize) -> Option<T>;
+}
+
+/// Reads in place: fast, and blind to fragments of a multi-buffer frame or a paged skb.
+pub struct InPlace {
+    start: usize,
+    end: usize,
+}
+
+impl InPlace {
+    #[inline(always)]
+    pub fn of(frame: &impl Frame) -> Self {
+        let (start, end) = frame.in_place();
+        Self { start, end }
+    }
+}
+
+impl Bytes for InPlace {
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        if offset > MAX_OFFSET || self.start + offset + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: start + offset .. + size lies before end, as just checked; `Wire` types have
+        // alignment 1 and take any bytes.
+        Some(unsafe { *((self.start + offset) as *const T) })
+    }
+}
+
+/// Reads by copying: sees the whole frame.
+pub struct Anywhere<'a, F>(pub &'a F);
+
+impl<F: Frame> Bytes for Anywhere<'_, F> {
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: `value` has room for exactly one `T`, which is what is copied.
+        let copied = unsafe {
+            self.0.copy_out(offset as u32, value.as_mut_ptr().cast(), size_of::<T>() as u32)
+        };
+        // SAFETY: the helper filled all of `value`, and `Wire` types take any bytes.
+        copied.then(|| unsafe { value.assume_init() })
+    }
+}

@@ -1,0 +1,132 @@
+//! Which socket lies below a TLS object: the one that the object's own thread sends or
+//! receives on while it is inside a call of the TLS library.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_socket_cookie},
+    programs::BtfTracePointContext,
+};
+use portcullis_common::{
+    event::Loss,
+    net::{Addr, FlowKey},
+    settings::SockOffsets,
+};
+
+use crate::{
+    atomic,
+    maps::{Connection, Owner, PC_CALLS, PC_CONNECTIONS, PC_NEXT_ID, PC_SOCKETS, TlsObject},
+    report,
+};
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+/// `TCP_CLOSE` of include/net/tcp_states.h.
+const TCP_CLOSE: i32 = 7;
+
+/// Set by the loader from the running kernel's BTF.
+#[unsafe(no_mangle)]
+static SOCK_OFFSETS: SockOffsets = SockOffsets {
+    family: 0,
+    protocol: 0,
+    remote_v4: 0,
+    local_v4: 0,
+    remote_v6: 0,
+    local_v6: 0,
+    remote_port: 0,
+    local_port: 0,
+};
+
+#[inline(always)]
+fn offsets() -> SockOffsets {
+    // SAFETY: a static of plain integers; volatile, because the loader changes it after the
+    // compiler has seen it.
+    unsafe { core::ptr::read_volatile(&raw const SOCK_OFFSETS) }
+}
+
+/// `sock_send_length` and `sock_recv_length` (include/trace/events/sock.h): `(struct sock *sk,
+/// int ret, int flags)`, on the thread that makes the call.
+#[inline(always)]
+pub fn used(ctx: &BtfTracePointContext) {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: only this thread's own calls write this entry, and it is here.
+    let Some(call) = (unsafe { PC_CALLS.get(&thread) }) else { return };
+    let object = call.object;
+    let sock: *mut core::ffi::c_void = ctx.arg(0);
+    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    // SAFETY: a map value stays readable while the program runs.
+    if let Some(known) = unsafe { PC_CONNECTIONS.get(&object) }
+        && known.cookie == cookie
+    {
+        return;
+    }
+    if let Some(flow) = flow_of(sock as *const u8) {
+        bind(object, cookie, flow);
+    }
+}
+
+/// The two ends of a TCP socket; `None` for any other.
+#[inline(always)]
+fn flow_of(sock: *const u8) -> Option<FlowKey> {
+    let at = offsets();
+    if read::<u16>(sock, at.protocol)? != IPPROTO_TCP {
+        return None;
+    }
+    let (local, remote) = match read::<u16>(sock, at.family)? {
+        AF_INET => {
+            (Addr::from_v4(read(sock, at.local_v4)?), Addr::from_v4(read(sock, at.remote_v4)?))
+        }
+        AF_INET6 => (Addr(read(sock, at.local_v6)?), Addr(read(sock, at.remote_v6)?)),
+        _ => return None,
+    };
+    Some(FlowKey {
+        local,
+        remote,
+        local_port: read(sock, at.local_port)?,
+        remote_port: u16::from_be(read(sock, at.remote_port)?),
+        reserved: 0,
+    })
+}
+
+#[inline(always)]
+fn read<T>(sock: *const u8, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address itself; the offset is that of a field of type `T`.
+    unsafe { bpf_probe_read_kernel(sock.add(offset as usize).cast::<T>()) }.ok()
+}
+
+/// A TLS object has a new socket below it: a new connection begins.
+#[inline(always)]
+fn bind(object: TlsObject, cookie: u64, flow: FlowKey) {
+    let Some(next) = PC_NEXT_ID.get_ptr_mut(0) else { return };
+    // SAFETY: an aligned u64 in a map value that only this line touches.
+    let id = unsafe { atomic::add(next, 1) } + 1;
+    let connection = Connection { id, cookie, moved: [0; 2], flow };
+    let owner = Owner { object, id };
+    if PC_CONNECTIONS.insert(&object, &connection, 0).is_err()
+        || PC_SOCKETS.insert(&cookie, &owner, 0).is_err()
+    {
+        report::lost(Loss::TableFull, 0);
+    }
+}
+
+/// `inet_sock_set_state`: `(const struct sock *sk, const int oldstate, const int newstate)`.
+#[inline(always)]
+pub fn state_changed(ctx: &BtfTracePointContext) {
+    let state: i32 = ctx.arg(2);
+    if state != TCP_CLOSE {
+        return;
+    }
+    let sock: *mut core::ffi::c_void = ctx.arg(0);
+    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    // SAFETY: a map value stays readable while the program runs.
+    let Some(owner) = (unsafe { PC_SOCKETS.get(&cookie) }).copied() else { return };
+    let _ = PC_SOCKETS.remove(&cookie);
+    // SAFETY: as above.
+    let current = unsafe { PC_CONNECTIONS.get(&owner.object) };
+    // The object may be on its next socket already.
+    if current.is_some_and(|connection| connection.id == owner.id) {
+        let _ = PC_CONNECTIONS.remove(&owner.object);
+    }
+    report::closed(owner.id);
+}

@@ -1,0 +1,215 @@
+//! The policy programs onto interfaces, in the place of an earlier agent's without a gap.
+
+use anyhow::{Context as _, Result, bail};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
+};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{SchedClassifier, Xdp, XdpMode};
+use portcullis_common::names::program;
+use serde::Serialize;
+
+use super::pins::{LinkPin, PinDir, remove_file};
+use crate::config::{Attach, Kernel};
+
+/// Where on an interface a program sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    XdpNative,
+    XdpGeneric,
+    Tcx,
+    Clsact,
+}
+
+impl Hook {
+    pub const ALL: [Self; 4] = [Self::XdpNative, Self::XdpGeneric, Self::Tcx, Self::Clsact];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpNative => "xdp-native",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
+    /// In the order in which they are tried.
+    const fn allowed_by(attach: Attach) -> &'static [Self] {
+        match attach {
+            Attach::Auto => &Self::ALL,
+            Attach::XdpNative => &[Self::XdpNative],
+            Attach::XdpGeneric => &[Self::XdpGeneric],
+            Attach::Tc => &[Self::Tcx, Self::Clsact],
+            Attach::Clsact => &[Self::Clsact],
+        }
+    }
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    pub interface: String,
+    pub hook: Hook,
+    /// It replaced an earlier agent's program in one step.
+    pub taken_over: bool,
+    /// Why the better hooks were not to be had.
+    pub passed_over: Vec<String>,
+}
+
+/// A clsact filter has no link to pin, so it is found again by these.
+const CLSACT_PRIORITY: u16 = 1;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x7063);
+
+/// Attaches to every interface of `interfaces` and takes earlier agents' programs off all
+/// others.
+pub fn attach(ebpf: &mut Ebpf, config: &Kernel, interfaces: &[String]) -> Result<Vec<Attachment>> {
+    let pins = PinDir::make(&config.pin_dir)?;
+    let pinned = pins.pinned_links()?;
+    let mut attachments = Vec::new();
+    for interface in interfaces {
+        let old: Vec<_> = pinned.iter().filter(|pin| pin.interface == *interface).collect();
+        let attachment = attach_one(ebpf, &pins, interface, config.attach, &old)
+            .with_context(|| format!("can't attach to interface {interface}"))?;
+        for pin in old.iter().filter(|pin| pin.hook != attachment.hook) {
+            remove_file(&pin.path)?;
+        }
+        attachments.push(attachment);
+    }
+    for pin in pinned.iter().filter(|pin| !interfaces.contains(&pin.interface)) {
+        remove_file(&pin.path)?;
+        tracing::info!("detached from {}, which is no longer configured", pin.interface);
+    }
+    Ok(attachments)
+}
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    pins: &PinDir,
+    interface: &str,
+    attach: Attach,
+    old: &[&LinkPin],
+) -> Result<Attachment> {
+    let hooks = Hook::allowed_by(attach);
+    let mut passed_over = Vec::new();
+    for pin in old.iter().filter(|pin| hooks.contains(&pin.hook)) {
+        match take_over(ebpf, pin) {
+            Ok(()) => {
+                return Ok(Attachment {
+                    interface: interface.to_owned(),
+                    hook: pin.hook,
+                    taken_over: true,
+                    passed_over,
+                });
+            }
+            Err(error) => {
+                // The link of an interface that has gone, for one.
+                passed_over.push(format!("earlier {}: {error:#}", pin.hook.name()));
+                remove_file(&pin.path)?;
+            }
+        }
+    }
+    for &hook in hooks {
+        match attach_new(ebpf, pins, interface, hook) {
+            Ok(()) => {
+                return Ok(Attachment {
+                    interface: interface.to_owned(),
+                    hook,
+                    taken_over: false,
+                    passed_over,
+                });
+            }
+            Err(error) => passed_over.push(format!("{}: {error:#}", hook.name())),
+        }
+    }
+    bail!("{}", passed_over.join("; "))
+}
+
+fn take_over(ebpf: &mut Ebpf, pin: &LinkPin) -> Result<()> {
+    let link = FdLink::from(PinnedLink::from_pin(&pin.path)?);
+    // Once updated, the link may be closed here: the pin keeps it.
+    match pin.hook {
+        Hook::XdpNative | Hook::XdpGeneric => {
+            let xdp = xdp(ebpf)?;
+            let id = xdp.attach_to_link(XdpLink::try_from(link)?)?;
+            FdLink::try_from(xdp.take_link(id)?)?;
+        }
+        Hook::Tcx => {
+            let classifier = classifier(ebpf)?;
+            let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            FdLink::try_from(classifier.take_link(id)?)?;
+        }
+        Hook::Clsact => bail!("a clsact filter is never pinned"),
+    }
+    Ok(())
+}
+
+fn attach_new(ebpf: &mut Ebpf, pins: &PinDir, interface: &str, hook: Hook) -> Result<()> {
+    let link = match hook {
+        Hook::XdpNative => attach_xdp(xdp(ebpf)?, interface, XdpMode::Driver)?,
+        Hook::XdpGeneric => attach_xdp(xdp(ebpf)?, interface, XdpMode::Skb)?,
+        Hook::Tcx => attach_tcx(classifier(ebpf)?, interface)?,
+        Hook::Clsact => return attach_clsact(classifier(ebpf)?, interface),
+    };
+    link.pin(pins.link(interface, hook)).context("can't pin the link")?;
+    Ok(())
+}
+
+fn attach_xdp(xdp: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink> {
+    let id = xdp.attach(interface, mode)?;
+    FdLink::try_from(xdp.take_link(id)?).context("the kernel has no links for XDP")
+}
+
+fn attach_tcx(classifier: &mut SchedClassifier, interface: &str) -> Result<FdLink> {
+    // Before every other program of the hook: one that ends the chain must not hide traffic.
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = classifier.attach_with_options(interface, TcAttachType::Ingress, order)?;
+    FdLink::try_from(classifier.take_link(id)?).context("the kernel has no links for TC")
+}
+
+fn attach_clsact(classifier: &mut SchedClassifier, interface: &str) -> Result<()> {
+    // An error means that the qdisc is there already; if not, attaching will say so.
+    let _ = tc::qdisc_add_clsact(interface);
+    let earlier = SchedClassifierLink::attached(
+        interface,
+        TcAttachType::Ingress,
+        CLSACT_PRIORITY,
+        CLSACT_HANDLE,
+        None,
+    )?;
+    let id = match classifier.attach_to_link(earlier) {
+        Ok(id) => id,
+        Err(_) => {
+            let options =
+                NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+            classifier.attach_with_options(
+                interface,
+                TcAttachType::Ingress,
+                TcAttachOptions::Netlink(options),
+            )?
+        }
+    };
+    // Dropping the link would take the filter off.
+    std::mem::forget(classifier.take_link(id)?);
+    Ok(())
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let xdp: &mut Xdp =
+        ebpf.program_mut(program::XDP).context("the object has no XDP program")?.try_into()?;
+    if xdp.fd().is_err() {
+        xdp.load().context("the verifier refuses the XDP program")?;
+    }
+    Ok(xdp)
+}
+
+fn classifier(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let classifier: &mut SchedClassifier =
+        ebpf.program_mut(program::TC).context("the object has no TC program")?.try_into()?;
+    if classifier.fd().is_err() {
+        classifier.load().context("the verifier refuses the TC program")?;
+    }
+    Ok(classifier)
+}

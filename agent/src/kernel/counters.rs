@@ -1,0 +1,76 @@
+//! The per-CPU counters.
+
+use std::marker::PhantomData;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{MapData, PerCpuArray};
+use portcullis_common::event::Loss;
+use portcullis_common::policy::{PacketCount, Reason};
+
+/// An enum whose values are the slots of a counter map.
+pub trait Slot: Copy + 'static {
+    const ALL: &'static [Self];
+    fn index(self) -> u32;
+    fn name(self) -> &'static str;
+}
+
+impl Slot for Reason {
+    const ALL: &'static [Self] = &Reason::ALL;
+    fn index(self) -> u32 {
+        self as u32
+    }
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Slot for Loss {
+    const ALL: &'static [Self] = &Loss::ALL;
+    fn index(self) -> u32 {
+        self as u32
+    }
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+/// One counter, summed over CPUs. For losses, `packets` are calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub name: &'static str,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+pub struct Counters<S> {
+    map: PerCpuArray<MapData, PacketCount>,
+    slots: PhantomData<S>,
+}
+
+/// Frames by what became of them. Pinned: counts go on over restarts of the agent.
+pub type ReasonCounters = Counters<Reason>;
+/// What capture lost since the agent started.
+pub type LossCounters = Counters<Loss>;
+
+impl<S: Slot> Counters<S> {
+    pub(super) fn new(map: PerCpuArray<MapData, PacketCount>) -> Self {
+        Self { map, slots: PhantomData }
+    }
+
+    pub fn get(&self, slot: S) -> Result<Count> {
+        let per_cpu = self
+            .map
+            .get(&slot.index(), 0)
+            .with_context(|| format!("can't read counter {}", slot.name()))?;
+        let mut sum = Count { name: slot.name(), ..Count::default() };
+        for count in per_cpu.iter() {
+            sum.packets = sum.packets.wrapping_add(count.packets);
+            sum.bytes = sum.bytes.wrapping_add(count.bytes);
+        }
+        Ok(sum)
+    }
+
+    pub fn all(&self) -> Result<Vec<Count>> {
+        S::ALL.iter().map(|&slot| self.get(slot)).collect()
+    }
+}

@@ -13,6 +13,7 @@ pub mod detect;
 pub mod enforce;
 pub mod finding;
 pub mod flow;
+pub mod host;
 pub mod http;
 pub mod kernel;
 pub mod pipeline;

@@ -1,3 +1,6 @@
-//! Where plaintext comes from: processes, their TLS libraries, and the ring buffer.
+//! Where plaintext comes from: the TLS libraries that processes map, the probes in them, and
+//! the events that the probes send.
 
+pub mod events;
 pub mod libraries;
+pub mod probes;

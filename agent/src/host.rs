@@ -95,8 +95,7 @@ mod tests {
         let path = dir.path().join("resolv.conf");
         let text = "# local\nnameserver 192.0.2.53\noptions edns0\nnameserver fe80::1%eth0\n";
         std::fs::write(&path, text).unwrap();
-        let expected: [IpAddr; 2] =
-            ["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
+        let expected: [IpAddr; 2] = ["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
         assert_eq!(resolvers(&path), expected);
         assert_eq!(resolvers(&dir.path().join("missing")), Vec::<IpAddr>::new());
     }

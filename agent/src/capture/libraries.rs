@@ -112,6 +112,25 @@ pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
     libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping])).collect()
 }
 
+/// A library file by its path, whoever maps it.
+///
+/// # Errors
+/// When it is no regular file that can be opened.
+pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
+    let file = open_regular(path)?;
+    let meta = file.metadata()?;
+    let (stack, problem) = verdict(Stack::OtherLibSsl, file);
+    Ok(LibraryFile {
+        path: path.to_owned(),
+        mapped_as: path.to_owned(),
+        dev: meta.dev(),
+        inode: meta.ino(),
+        stack,
+        problem,
+        pids: Vec::new(),
+    })
+}
+
 /// Every process there is, in ascending order.
 fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();

@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use aya::programs::uprobe::{UProbe, UProbeLinkId, UProbeScope};
 use aya::programs::BtfTracePoint;
+use aya::programs::uprobe::{UProbe, UProbeLinkId, UProbeScope};
 use aya::{Btf, Ebpf};
 use portcullis_common::names::program;
 
@@ -299,8 +299,7 @@ impl Attacher {
 
     fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {
         for (name, link) in links {
-            let detached =
-                uprobe(&mut self.ebpf, name).and_then(|probe| Ok(probe.detach(link)?));
+            let detached = uprobe(&mut self.ebpf, name).and_then(|probe| Ok(probe.detach(link)?));
             if let Err(error) = detached {
                 tracing::warn!("can't take a probe off: {error:#}");
             }

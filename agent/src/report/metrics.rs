@@ -73,7 +73,7 @@ impl Family {
             Interfaces => (
                 "portcullis_interface_attached",
                 "Interfaces whose packets are checked.",
-                &["interface", "attached"],
+                &["interface", "hook"],
             ),
             Packets => (
                 "portcullis_packets_total",
@@ -148,7 +148,7 @@ impl Family {
             Uptime => vec![Sample::new([], of.uptime_s)],
             Interfaces => {
                 let sample = |i: &super::snapshot::Interface| {
-                    Sample::new([i.name.as_str(), i.attached.as_ref()], 1.0)
+                    Sample::new([i.name.as_str(), i.hook.as_ref()], 1.0)
                 };
                 of.interfaces.iter().map(sample).collect()
             }

@@ -52,8 +52,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub name: String,
-    /// `xdp_native`, `xdp_generic`, `tcx` or `clsact`.
-    pub attached: Name,
+    /// [`crate::kernel::Hook::name`].
+    pub hook: Name,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,6 @@
 //! {"v":1,"command":"findings","limit":20}
 //! {"v":1,"command":"libraries"}
 //! {"v":1,"command":"reload"}
-//! {"v":1,"command":"stop"}
 //! ```
 //!
 //! `ttl_s` and `reason` may be left out; without `ttl_s` a block holds until it is lifted.
@@ -95,8 +94,6 @@ pub enum Request {
     Libraries,
     /// Reads the configuration again, as SIGHUP does.
     Reload,
-    /// Ends the agent; blocks stay in force until they expire.
-    Stop,
 }
 
 impl Request {
@@ -115,7 +112,6 @@ impl Request {
             Self::Findings { .. } => "findings",
             Self::Libraries => "libraries",
             Self::Reload => "reload",
-            Self::Stop => "stop",
         }
     }
 }
@@ -154,7 +150,6 @@ pub enum Response {
         /// Changes that a reload cannot make.
         warnings: Vec<String>,
     },
-    Stopping,
     Error {
         kind: ErrorKind,
         message: String,
@@ -183,11 +178,9 @@ pub struct BlockInfo {
     pub target: IpNet,
     /// Seconds; `None`: until it is lifted.
     pub remaining_s: Option<u64>,
-    /// The deny entry's number in the kernel.
-    pub rule_id: u64,
-    /// The decision behind it, when the agent that made it is still running.
-    pub decision: Option<String>,
-    /// A detector's name, or `operator`.
+    /// The id of the decision behind it.
+    pub id: String,
+    /// A detector's name, or `operator`; `None` when an agent made it that has ended since.
     pub detector: Option<String>,
     pub reason: Option<String>,
     /// Counts packets and lets them pass.

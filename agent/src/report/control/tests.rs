@@ -65,8 +65,7 @@ fn block(target: IpNet, remaining_s: Option<u64>, uid: Option<u32>) -> BlockInfo
     BlockInfo {
         target,
         remaining_s,
-        rule_id: 5,
-        decision: None,
+        id: "5".into(),
         detector: Some("operator".into()),
         reason: uid.map(|uid| format!("asked for by uid {uid}")),
         count_only: false,
@@ -106,7 +105,6 @@ fn every_request_reads_back() {
         Request::Findings { limit: 4 },
         Request::Libraries,
         Request::Reload,
-        Request::Stop,
     ];
     for request in requests {
         let line = String::from_utf8(encode(&request).expect("JSON")).expect("UTF-8");

@@ -8,7 +8,7 @@ use crate::report::snapshot::{
 fn snapshot() -> Snapshot {
     let mut of = Snapshot::new("1.2.3", 42, Mode::Enforce);
     of.uptime_s = 12.5;
-    of.interfaces = vec![Interface { name: "eth\"0".into(), attached: "xdp_native".into() }];
+    of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
     of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
     of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
     of.libraries_attached = 2;

@@ -23,7 +23,7 @@ mod slots;
 mod user_name;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use credential_stuffing::MAX_DISTINCT_USERS;
 

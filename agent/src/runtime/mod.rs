@@ -53,10 +53,8 @@ pub fn run(config_path: &Path, config: Config) -> Result<()> {
 async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     let mut signals = Signals::listen()?;
     // Sockets first: a second agent fails here, before it touches the first one's maps.
-    let socket = ControlSocket::bind(
-        &config.report.control_socket,
-        config.report.control_group.as_deref(),
-    )?;
+    let socket =
+        ControlSocket::bind(&config.report.control_socket, config.report.control_group.as_deref())?;
     let metrics = match config.report.metrics_listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
@@ -115,10 +113,12 @@ fn start(
     if !config.capture.enabled {
         return Ok((core, None));
     }
-    let probes =
-        Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
+    let probes = Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
     core.set_probes(probes);
-    let events = AsyncFd::new(loaded.events).context("can't wait for the ring buffer")?;
+    // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
+    // it only when dropped, which `AsyncFd` does after it has deregistered it.
+    let events =
+        unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
     Ok((core, Some(events)))
 }
 
@@ -166,7 +166,8 @@ async fn event_loop(
             _ = signals.interrupt.recv() => return "SIGINT".to_owned(),
             _ = signals.hangup.recv() => {
                 notify(&[sd_notify::NotifyState::Reloading]);
-                core.reload();
+                // Told by the reload itself.
+                let _ = core.reload();
                 notify(&[sd_notify::NotifyState::Ready]);
             }
             result = read_events(core, events) => {

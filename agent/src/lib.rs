@@ -16,6 +16,7 @@ pub mod flow;
 pub mod http;
 pub mod kernel;
 pub mod pipeline;
+pub mod replay;
 pub mod report;
 pub mod runtime;
 pub mod time;

@@ -42,7 +42,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it and waits until it accepts connections.
+    /// Starts it and waits until it accepts connections and all its workers are there.
     pub fn start(lab: &Lab, options: &Options) -> anyhow::Result<Self> {
         let dir = lab.dir().join("nginx");
         fs::create_dir(&dir).context("a laboratory has one NGINX")?;
@@ -69,7 +69,13 @@ impl Nginx {
             })
         })?;
         let [address_v4, address_v6] = addresses.map(|address| SocketAddr::new(address, PORT));
-        Ok(Self { process, certs, address_v4, address_v6 })
+        let mut nginx = Self { process, certs, address_v4, address_v6 };
+        // The master listens before it has workers.
+        wait::until(PATIENCE, "NGINX's workers", || {
+            nginx.process.must_run()?;
+            Ok((nginx.workers().len() == usize::from(options.workers)).then_some(()))
+        })?;
+        Ok(nginx)
     }
 
     pub fn certs(&self) -> &Certs {

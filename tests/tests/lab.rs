@@ -146,10 +146,8 @@ fn nothing_is_left_of_a_laboratory() {
 fn stopping_nginx_stops_its_workers() {
     let lab = lab(0);
     let nginx = Nginx::start(&lab, &Options { workers: 2, ..Options::default() }).expect("NGINX");
-    let workers = wait::until(SOON, "two workers", || {
-        Ok(Some(nginx.workers()).filter(|workers| workers.len() == 2))
-    })
-    .expect("two workers");
+    let workers = nginx.workers();
+    assert_eq!(workers.len(), 2);
     nginx.stop().expect("stopped");
     for pid in workers {
         assert!(has_ended(pid), "worker {pid} runs");

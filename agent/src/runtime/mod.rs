@@ -81,12 +81,15 @@ async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     Ok(())
 }
 
+/// Records from the kernel; `None` when nothing is captured.
+type Events = Option<AsyncFd<RingBuf<MapData>>>;
+
 /// Loads, attaches, and puts the loop's parts together.
 fn start(
     config_path: PathBuf,
     config: Config,
     log: EventLog,
-) -> Result<(Core<kernel::KernelPolicy>, Option<AsyncFd<RingBuf<MapData>>>)> {
+) -> Result<(Core<kernel::KernelPolicy>, Events)> {
     let mut loaded = kernel::load(&config)?;
     for note in &loaded.notes {
         tracing::info!("{note}");
@@ -154,7 +157,7 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 /// Returns why it ended.
 async fn event_loop(
     core: &mut Core<kernel::KernelPolicy>,
-    events: &mut Option<AsyncFd<RingBuf<MapData>>>,
+    events: &mut Events,
     calls: &mut mpsc::Receiver<Call>,
     signals: &mut Signals,
 ) -> String {
@@ -191,7 +194,7 @@ async fn event_loop(
 /// Waits for events and handles a batch of them.
 async fn read_events(
     core: &mut Core<kernel::KernelPolicy>,
-    events: &mut Option<AsyncFd<RingBuf<MapData>>>,
+    events: &mut Events,
 ) -> std::io::Result<()> {
     let Some(events) = events else { return pending().await };
     let mut ready = events.readable_mut().await?;

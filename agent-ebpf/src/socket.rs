@@ -5,6 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_socket_cookie},
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::warn;
 use portcullis_common::{
     event::Loss,
     net::{Addr, FlowKey},
@@ -61,7 +62,7 @@ pub fn used(ctx: &BtfTracePointContext) {
         return;
     }
     if let Some(flow) = flow_of(sock as *const u8) {
-        bind(object, cookie, flow);
+        bind(ctx, object, cookie, flow);
     }
 }
 
@@ -96,7 +97,7 @@ fn read<T>(sock: *const u8, offset: u32) -> Option<T> {
 
 /// A TLS object has a new socket below it: a new connection begins.
 #[inline(always)]
-fn bind(object: TlsObject, cookie: u64, flow: FlowKey) {
+fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKey) {
     let Some(next) = PC_NEXT_ID.get_ptr_mut(0) else { return };
     // SAFETY: an aligned u64 in a map value that only this line touches.
     let id = unsafe { atomic::fetch_add(next, 1) } + 1;
@@ -106,6 +107,7 @@ fn bind(object: TlsObject, cookie: u64, flow: FlowKey) {
         || PC_SOCKETS.insert(&cookie, &owner, 0).is_err()
     {
         report::lost(Loss::TableFull, 0);
+        warn!(ctx, "no room for a connection of process {}", object.tgid);
     }
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::BtfTracePoint;
 use aya::programs::uprobe::{UProbe, UProbeLinkId, UProbeScope};
 use aya::{Btf, Ebpf};
+use aya_log::EbpfLogger;
 use portcullis_common::names::program;
 
 use super::libraries::{self, LibraryFile};
@@ -93,6 +94,9 @@ impl Probes {
     /// When the kernel refuses a program or a tracepoint; a library that can't be attached to
     /// is no error but told in [`State`].
     pub fn start(mut ebpf: Ebpf, proc: PathBuf, extra: Vec<PathBuf>) -> Result<Self> {
+        // What the programs themselves have to say, through the `log` crate.
+        let programs_log =
+            EbpfLogger::init(&mut ebpf).context("can't read the programs' own messages")?;
         load_probes(&mut ebpf)?;
         attach_tracepoints(&mut ebpf)?;
         let state = Arc::new(Mutex::new(State::default()));
@@ -103,6 +107,7 @@ impl Probes {
             state: Arc::clone(&state),
             attached: HashMap::new(),
             failed: HashSet::new(),
+            programs_log,
         };
         attacher.attach_files(&extra);
         attacher.rescan();
@@ -186,6 +191,7 @@ struct Attacher {
     attached: HashMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
     /// Not tried again.
     failed: HashSet<FileId>,
+    programs_log: EbpfLogger<&'static dyn log::Log>,
 }
 
 impl Attacher {
@@ -200,6 +206,7 @@ impl Attacher {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.programs_log.flush();
             self.look_at_due(&mut looks);
             if Instant::now() >= next_rescan {
                 self.rescan();

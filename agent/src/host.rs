@@ -25,6 +25,11 @@ impl HostAddresses {
             resolvers: resolvers(Path::new("/etc/resolv.conf")),
         })
     }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> {
+        [&self.addresses, &self.gateways, &self.resolvers].into_iter().flatten().copied()
+    }
 }
 
 fn own_addresses() -> Result<Vec<IpAddr>> {

@@ -1,36 +1,43 @@
 use portcullis::config::Config;
-use portcullis::kernel;
+use portcullis::{
+    capture::{
+        events::{self, Event},
+        probes::Probes,
+    },
+    kernel,
+};
+use std::time::*;
 fn main() -> anyhow::Result<()> {
     let mut c = Config::default();
     c.kernel.pin_dir = "/sys/fs/bpf/pc-smoke".into();
-    let mut l = kernel::load(&c)?;
-    for (name, p) in l.ebpf.programs() {
-        println!("{name} {:?}", p.prog_type());
-    }
-    let btf = aya::Btf::from_sys_fs()?;
-    let names: Vec<String> = l.ebpf.programs().map(|(n, _)| n.to_owned()).collect();
-    for n in names {
-        use aya::programs::Program::*;
-        let r = match l.ebpf.program_mut(&n).unwrap() {
-            Xdp(x) => x.load(),
-            SchedClassifier(x) => x.load(),
-            UProbe(x) => x.load(),
-            BtfTracePoint(x) => x.load(&n, &btf),
-            _ => unreachable!(),
-        };
-        match r {
-            Ok(()) => {
-                let i = l.ebpf.program(&n).unwrap().info()?;
-                println!(
-                    "{n} ok insns {:?} jited {}",
-                    i.verified_instruction_count(),
-                    i.size_jitted()
-                )
+    let l = kernel::load(&c)?;
+    let t = Instant::now();
+    let probes = Probes::start(l.ebpf, "/proc".into(), vec![])?;
+    println!("start {:?} {:?}", t.elapsed(), probes.state().probed);
+    let mut ring = l.events;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        while let Some(i) = ring.next() {
+            match events::decode(&i).unwrap() {
+                Event::TlsData(h, d) => println!(
+                    "{} {} c{} off {} len {} {:?} {:?}",
+                    events::comm(&h),
+                    h.direction,
+                    h.connection,
+                    h.offset,
+                    h.len,
+                    kernel::flow_addresses(&h.flow),
+                    String::from_utf8_lossy(&d[..d.len().min(60)])
+                ),
+                e => println!("{e:?}"),
             }
-            Err(e) => println!("{n} {e:#}\n{:?}", e),
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    println!("{:?}", l.notes);
-    println!("{:?}", kernel::detach(&c.kernel.pin_dir)?);
+    println!("{:?}", l.losses.all()?);
+    let t = Instant::now();
+    drop(probes);
+    println!("drop {:?}", t.elapsed());
+    kernel::detach(&c.kernel.pin_dir)?;
     Ok(())
 }

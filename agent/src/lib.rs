@@ -17,6 +17,7 @@ pub mod host;
 pub mod http;
 pub mod kernel;
 pub mod pipeline;
+pub mod replay;
 pub mod report;
 pub mod runtime;
 pub mod time;

@@ -9,6 +9,7 @@ use super::core::{Core, Refusal};
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
 use crate::enforce::{Block, PolicyMaps};
+use crate::http::Counter;
 use crate::report::control::{
     AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
@@ -87,7 +88,7 @@ impl<P: PolicyMaps> Core<P> {
         let now = self.now();
         let target = target.trunc();
         let lifted = match subject_of(target) {
-            Some(subject) => self.pipeline.decider_mut().lift(Which::Subject(&subject), now),
+            Some(subject) => self.pipeline.lift(Which::Subject(&subject), now),
             None => Vec::new(),
         };
         let was_decided = !lifted.is_empty();
@@ -204,10 +205,8 @@ impl<P: PolicyMaps> Core<P> {
             return Response::error(ErrorKind::Failed, format!("{error:#}"));
         }
         self.pipeline_counters(&mut snapshot);
-        snapshot.reloads = Reloads {
-            succeeded: self.totals.reloads,
-            failed: self.totals.reloads_failed,
-        };
+        snapshot.reloads =
+            Reloads { succeeded: self.totals.reloads, failed: self.totals.reloads_failed };
         snapshot.event_log = self.log.count();
         Response::Status(Box::new(snapshot))
     }
@@ -225,10 +224,11 @@ impl<P: PolicyMaps> Core<P> {
     }
 
     fn pipeline_counters(&self, snapshot: &mut Snapshot) {
-        snapshot.connections = self.pipeline.connections() as u64;
+        snapshot.connections = self.http.connections() as u64;
         snapshot.actors = self.pipeline.actors() as u64;
-        snapshot.transactions = self.pipeline.transactions();
-        snapshot.http = self.pipeline.http_counts().map(|(k, v)| (k.into(), v)).collect();
+        let counts = self.http.counts();
+        snapshot.transactions = counts.get(Counter::Transactions);
+        snapshot.http = counts.iter().map(|(k, v)| (k.into(), v)).collect();
         let totals = &self.totals;
         snapshot.findings = totals.findings.iter().map(|(k, v)| ((*k).into(), *v)).collect();
         snapshot.decisions = totals.decisions.iter().map(|(k, v)| ((*k).into(), *v)).collect();
@@ -236,7 +236,7 @@ impl<P: PolicyMaps> Core<P> {
         let mut lost = |name: &'static str, events: u64| {
             snapshot.losses.insert(name.into(), Lost { events, bytes: 0 });
         };
-        for (name, events) in self.pipeline.losses() {
+        for (name, events) in self.pipeline.decider_counters().named() {
             lost(name, events);
         }
         lost("undecodable_events", totals.undecodable);

@@ -13,16 +13,17 @@ use super::recent::Recent;
 use crate::capture::events::{self, Event as Captured};
 use crate::capture::probes::Probes;
 use crate::config::Config;
-use crate::decide::{HostGuards, Lifted, OPERATOR, UNTIL_LIFTED, recovered};
+use crate::decide::{HostGuards, Lifted, OPERATOR, UNTIL_LIFTED, Which, recovered};
 use crate::decision::{Action, Decision};
 use crate::enforce::{EnforceError, PolicyMaps, carry_out};
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
-use crate::http::CredentialKey;
+use crate::http::{self, CredentialKey, Http};
 use crate::kernel::{self, Attachment, Count, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
 use crate::time::Timestamp;
+use crate::transaction::Transaction;
 
 /// How often the host's addresses are looked at again.
 const HOST_REFRESH: Duration = Duration::from_secs(30);
@@ -48,6 +49,7 @@ pub(super) struct Core<P> {
     pub(super) config: Arc<Config>,
     pub(super) allowed_by_operator: Vec<IpNet>,
     pub(super) host: HostAddresses,
+    pub(super) http: Http,
     pub(super) pipeline: Pipeline,
     pub(super) maps: P,
     pub(super) reasons: ReasonCounters,
@@ -62,6 +64,7 @@ pub(super) struct Core<P> {
     next_host_refresh: Instant,
     next_loss_report: Instant,
     losses_told: Vec<Count>,
+    transactions: Vec<Transaction>,
     output: Output,
 }
 
@@ -81,9 +84,11 @@ impl<P: PolicyMaps> Core<P> {
     pub fn new(parts: Parts<P>) -> Result<Self> {
         let Parts { config_path, config, host, maps, reasons, losses, log } = parts;
         let effective = Arc::new(config.clone());
-        let key = CredentialKey::random().context("can't make the key for credentials")?;
-        let seed = random_seed()?;
-        let pipeline = Pipeline::new(Arc::clone(&effective), guards(&host), key, seed);
+        // The key lives as long as the agent, so nobody can later tell what was hashed.
+        let key = CredentialKey::new(&random::<32>()?);
+        let http = Http::new(http_settings(&effective), key);
+        let seed = u64::from_ne_bytes(random()?);
+        let pipeline = Pipeline::new(Arc::clone(&effective), guards(&host), seed);
         let now = Instant::now();
         let mut core = Self {
             config_path,
@@ -91,6 +96,7 @@ impl<P: PolicyMaps> Core<P> {
             config: effective,
             allowed_by_operator: Vec::new(),
             host,
+            http,
             pipeline,
             maps,
             reasons,
@@ -105,6 +111,7 @@ impl<P: PolicyMaps> Core<P> {
             next_host_refresh: now + HOST_REFRESH,
             next_loss_report: now + LOSS_REPORT,
             losses_told: Vec::new(),
+            transactions: Vec::new(),
             output: Output::default(),
         };
         core.write_policy()?;
@@ -177,7 +184,7 @@ impl<P: PolicyMaps> Core<P> {
                 true
             } else {
                 let decision = recovered(block.target, block.rule_id, block.remaining, now);
-                match self.pipeline.decider_mut().restore(decision, now) {
+                match self.pipeline.restore(decision, now) {
                     Ok(()) => false,
                     Err(refusal) => {
                         tracing::warn!("not taking over a block: {refusal}");
@@ -217,11 +224,10 @@ impl<P: PolicyMaps> Core<P> {
         reason: &str,
     ) -> Result<Decision, Refusal> {
         let now = self.now();
-        let decider = self.pipeline.decider_mut();
-        let decision = decider.operator_block(target, ttl, reason, now)?;
+        let decision = self.pipeline.operator_block(target, ttl, reason, now)?;
         if let Err(error) = carry_out(&mut self.maps, &decision, ttl) {
-            let lifted = decider.lift(crate::decide::Which::Id(&decision.id), now);
-            drop(lifted);
+            // Nothing was written, so there is nothing in the kernel to lift.
+            self.pipeline.lift(Which::Id(&decision.id), now);
             self.totals.blocks_failed += 1;
             return Err(error.into());
         }
@@ -239,8 +245,8 @@ impl<P: PolicyMaps> Core<P> {
             Ok(Captured::TlsData(header, data)) => self.tls_data(&header, data),
             Ok(Captured::TlsClosed(closed)) => {
                 let ts = self.at(closed.time_ns);
-                self.pipeline.closed(closed.connection, ts, &mut self.output);
-                self.act(ts);
+                self.http.closed(closed.connection, ts, &mut self.transactions);
+                self.judge(ts);
             }
             Ok(Captured::FirstDrop(drop)) => {
                 let target = kernel::network_of(drop.addr, drop.prefix_len);
@@ -275,8 +281,16 @@ impl<P: PolicyMaps> Core<P> {
             len: u64::from(header.len),
             data,
         };
-        self.pipeline.chunk(&chunk, &mut self.output);
-        self.act(ts);
+        self.http.chunk(&chunk, &mut self.transactions);
+        self.judge(ts);
+    }
+
+    /// Judges the transactions that an event at `cause` completed.
+    fn judge(&mut self, cause: Timestamp) {
+        for transaction in self.transactions.drain(..) {
+            self.pipeline.transaction(&transaction, &mut self.output);
+        }
+        self.act(cause);
     }
 
     /// Carries out and tells what the pipeline has just put out. `cause` is when the event that
@@ -347,12 +361,13 @@ impl<P: PolicyMaps> Core<P> {
         if ended.action != Action::Drop {
             return Ok(());
         }
-        match self.pipeline.decider().dropped_until(&ended.subject, now) {
+        match self.pipeline.dropped_until(&ended.subject, now) {
             Some(until) => {
                 let left = until.since(now);
-                let holder = self.pipeline.decider().in_force().find(|held| {
-                    held.subject == ended.subject && held.action == Action::Drop
-                });
+                let holder = self
+                    .pipeline
+                    .in_force()
+                    .find(|held| held.subject == ended.subject && held.action == Action::Drop);
                 let Some(holder) = holder.cloned() else { return Ok(()) };
                 carry_out(&mut self.maps, &holder, (left < UNTIL_LIFTED / 2).then_some(left))
             }
@@ -368,8 +383,9 @@ impl<P: PolicyMaps> Core<P> {
     pub fn tick(&mut self) {
         self.clock_offset = kernel::wall_clock_offset();
         let now = self.now();
-        self.pipeline.tick(now, &mut self.output);
-        self.act(now);
+        self.http.expire(now, &mut self.transactions);
+        self.judge(now);
+        self.pipeline.tick(now);
         if let Err(error) = self.maps.sweep() {
             tracing::error!("expired blocks can't be removed: {error:#}");
         }
@@ -388,7 +404,7 @@ impl<P: PolicyMaps> Core<P> {
         match HostAddresses::read() {
             Ok(host) if host == self.host => {}
             Ok(host) => {
-                let lifted = self.pipeline.decider_mut().set_host(guards(&host), now);
+                let lifted = self.pipeline.set_host(guards(&host), now);
                 self.host = host;
                 self.carry_out_lifts(lifted);
                 if let Err(error) = self.write_policy() {
@@ -448,10 +464,19 @@ pub(super) fn guards(host: &HostAddresses) -> HostGuards {
     }
 }
 
-fn random_seed() -> Result<u64> {
-    let mut bytes = [0; 8];
+pub(super) fn http_settings(config: &Config) -> http::Settings {
+    http::Settings {
+        max_connections: config.capture.max_connections as usize,
+        body_excerpt: config.capture.body_excerpt,
+        idle_timeout: config.capture.idle_timeout,
+        ..http::Settings::default()
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("can't get random bytes")?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(bytes)
 }
 
 /// Whether a decision was an operator's.

@@ -53,10 +53,8 @@ pub fn run(config_path: &Path, config: Config) -> Result<()> {
 async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     let mut signals = Signals::listen()?;
     // Sockets first: a second agent fails here, before it touches the first one's maps.
-    let socket = ControlSocket::bind(
-        &config.report.control_socket,
-        config.report.control_group.as_deref(),
-    )?;
+    let socket =
+        ControlSocket::bind(&config.report.control_socket, config.report.control_group.as_deref())?;
     let metrics = match config.report.metrics_listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
@@ -83,12 +81,15 @@ async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     Ok(())
 }
 
+/// Records from the kernel; `None` when nothing is captured.
+type Events = Option<AsyncFd<RingBuf<MapData>>>;
+
 /// Loads, attaches, and puts the loop's parts together.
 fn start(
     config_path: PathBuf,
     config: Config,
     log: EventLog,
-) -> Result<(Core<kernel::KernelPolicy>, Option<AsyncFd<RingBuf<MapData>>>)> {
+) -> Result<(Core<kernel::KernelPolicy>, Events)> {
     let mut loaded = kernel::load(&config)?;
     for note in &loaded.notes {
         tracing::info!("{note}");
@@ -115,10 +116,12 @@ fn start(
     if !config.capture.enabled {
         return Ok((core, None));
     }
-    let probes =
-        Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
+    let probes = Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
     core.set_probes(probes);
-    let events = AsyncFd::new(loaded.events).context("can't wait for the ring buffer")?;
+    // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
+    // it only when dropped, which `AsyncFd` does after it has deregistered it.
+    let events =
+        unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
     Ok((core, Some(events)))
 }
 
@@ -154,7 +157,7 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 /// Returns why it ended.
 async fn event_loop(
     core: &mut Core<kernel::KernelPolicy>,
-    events: &mut Option<AsyncFd<RingBuf<MapData>>>,
+    events: &mut Events,
     calls: &mut mpsc::Receiver<Call>,
     signals: &mut Signals,
 ) -> String {
@@ -166,7 +169,8 @@ async fn event_loop(
             _ = signals.interrupt.recv() => return "SIGINT".to_owned(),
             _ = signals.hangup.recv() => {
                 notify(&[sd_notify::NotifyState::Reloading]);
-                core.reload();
+                // Told by the reload itself.
+                let _ = core.reload();
                 notify(&[sd_notify::NotifyState::Ready]);
             }
             result = read_events(core, events) => {
@@ -190,7 +194,7 @@ async fn event_loop(
 /// Waits for events and handles a batch of them.
 async fn read_events(
     core: &mut Core<kernel::KernelPolicy>,
-    events: &mut Option<AsyncFd<RingBuf<MapData>>>,
+    events: &mut Events,
 ) -> std::io::Result<()> {
     let Some(events) = events else { return pending().await };
     let mut ready = events.readable_mut().await?;

@@ -106,7 +106,6 @@ fn the_reference_is_a_markdown_table() {
     let row = "| `decide.ttl` | a duration from \"1s\" to \"365d\" | `\"10m\"` | How long the first \
                decision on a client holds. | yes |";
     assert!(table.lines().any(|line| line == row), "{table}");
-    let row =
-        "| `kernel.attach` | \"auto\", \"xdp-native\", \"xdp-generic\" or \"tc\" | `\"auto\"` |";
+    let row = "| `kernel.attach` | \"auto\", \"xdp-native\", \"xdp-generic\", \"tc\" or \"clsact\" | `\"auto\"` |";
     assert!(table.lines().any(|line| line.starts_with(row) && line.ends_with("| restart |")));
 }

@@ -472,7 +472,7 @@ fn columns_count_characters() {
         &[
             r#"3:1: "ü": unknown key; known here: mode, interfaces, block, kernel, capture, guards, service, detect, decide, report"#,
             r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed"#,
-            r#"4:30: kernel.attach: is "x", but must be "auto", "xdp-native", "xdp-generic" or "tc""#,
+            r#"4:30: kernel.attach: is "x", but must be "auto", "xdp-native", "xdp-generic", "tc" or "clsact""#,
         ],
     );
     let with_mark = mistakes("\u{feff}mode='x'\ninterfaces=['a']");

@@ -1,0 +1,264 @@
+//! The commands that the running agent answers.
+
+use anyhow::anyhow;
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::args::{Allow, Block, Global};
+use super::config_file;
+use super::failure::Failure;
+use super::output::{self, Table};
+use crate::decision::Decision;
+use crate::report::control::{
+    AllowInfo, AllowOrigin, BlockInfo, Client, ErrorKind, Request, Response,
+};
+use crate::report::snapshot::Snapshot;
+use crate::time::Timestamp;
+
+pub fn status(global: &Global) -> Result<(), Failure> {
+    let Response::Status(snapshot) = call(global, &Request::Status)? else {
+        return unexpected();
+    };
+    if global.json {
+        return Ok(output::json(&snapshot)?);
+    }
+    Ok(output::print(&status_text(&snapshot))?)
+}
+
+pub fn block(global: &Global, args: &Block) -> Result<(), Failure> {
+    let request = Request::Block {
+        target: args.target,
+        ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
+        reason: args.reason.clone(),
+    };
+    let Response::Blocked { block } = call(global, &request)? else { return unexpected() };
+    if global.json {
+        return Ok(output::json(&block)?);
+    }
+    let until = match block.remaining_s {
+        Some(seconds) => format!("for {}", output::duration(seconds)),
+        None => "until it is lifted".to_owned(),
+    };
+    let verb = if block.count_only { "counting (observe mode)" } else { "blocked" };
+    Ok(output::print(&format!("{} {verb} {until}\n", shown(block.target)))?)
+}
+
+pub fn unblock(global: &Global, target: IpNet) -> Result<(), Failure> {
+    let Response::Unblocked { target } = call(global, &Request::Unblock { target })? else {
+        return unexpected();
+    };
+    if global.json {
+        return Ok(output::json(&serde_json::json!({"unblocked": target}))?);
+    }
+    Ok(output::print(&format!("{} unblocked\n", shown(target)))?)
+}
+
+pub fn blocks(global: &Global) -> Result<(), Failure> {
+    let Response::Blocks { blocks } = call(global, &Request::Blocks)? else {
+        return unexpected();
+    };
+    if global.json {
+        return Ok(output::json(&blocks)?);
+    }
+    Ok(output::print(&blocks_text(&blocks))?)
+}
+
+pub fn allow(global: &Global, change: Option<&Allow>) -> Result<(), Failure> {
+    let request = match change {
+        None | Some(Allow::List) => Request::AllowList,
+        Some(Allow::Add(args)) => Request::AllowAdd { target: args.target },
+        Some(Allow::Remove(args)) => Request::AllowRemove { target: args.target },
+    };
+    let Response::Allowed { allowed } = call(global, &request)? else { return unexpected() };
+    if global.json {
+        return Ok(output::json(&allowed)?);
+    }
+    Ok(output::print(&allowed_text(&allowed))?)
+}
+
+pub fn decisions(global: &Global, limit: usize) -> Result<(), Failure> {
+    let Response::Decisions { decisions } = call(global, &Request::Decisions { limit })? else {
+        return unexpected();
+    };
+    if global.json {
+        return Ok(output::json_lines(&decisions)?);
+    }
+    Ok(output::print(&decisions_text(&decisions))?)
+}
+
+pub fn findings(global: &Global, limit: usize) -> Result<(), Failure> {
+    let Response::Findings { findings } = call(global, &Request::Findings { limit })? else {
+        return unexpected();
+    };
+    if global.json {
+        return Ok(output::json_lines(&findings)?);
+    }
+    Ok(output::print(&findings_text(&findings))?)
+}
+
+fn call(global: &Global, request: &Request) -> Result<Response, Failure> {
+    let path = match &global.socket {
+        Some(path) => path.clone(),
+        None => config_file::read_or_default(&global.config).report.control_socket,
+    };
+    match Client::connect(&path)?.call(request)? {
+        Response::Error { kind, message } => {
+            let error = anyhow!(output::printable(&message));
+            Err(match kind {
+                ErrorKind::BadRequest | ErrorKind::BadConfig => Failure::Wrong(error),
+                ErrorKind::Refused | ErrorKind::Failed | ErrorKind::Busy => Failure::Failed(error),
+            })
+        }
+        response => Ok(response),
+    }
+}
+
+fn unexpected() -> Result<(), Failure> {
+    Err(anyhow!("the agent gave another answer than the one asked for").into())
+}
+
+/// A single address without its prefix length.
+fn shown(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
+
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+fn status_text(of: &Snapshot) -> String {
+    let mut table = Table::bare();
+    let mut line = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let mode = match of.mode {
+        crate::decision::Mode::Enforce => "enforce",
+        crate::decision::Mode::Observe => "observe (nothing is blocked)",
+    };
+    line("version", of.version.clone());
+    line("process", of.pid.to_string());
+    line("mode", mode.to_owned());
+    line("running for", output::duration(of.uptime_s as u64));
+    for interface in &of.interfaces {
+        line("interface", format!("{} ({})", interface.name, interface.hook));
+    }
+    let blocks = of.blocks;
+    line("blocks", format!("{} of {}", blocks.in_force, blocks.capacity));
+    line("TLS libraries", of.libraries_attached.to_string());
+    line("connections", of.connections.to_string());
+    line("clients", of.actors.to_string());
+    line("transactions", of.transactions.to_string());
+    let mut text = table.render();
+    section(&mut text, "Packets", of.packets.iter().map(|(k, v)| (k.as_ref(), v.packets)));
+    section(&mut text, "Findings", of.findings.iter().map(|(k, v)| (k.as_ref(), *v)));
+    section(&mut text, "Decisions", of.decisions.iter().map(|(k, v)| (k.as_ref(), *v)));
+    section(&mut text, "Kept back by a guard", of.guarded.iter().map(|(k, v)| (k.as_ref(), *v)));
+    section(&mut text, "HTTP", of.http.iter().map(|(k, v)| (k.as_ref(), *v)));
+    let losses = of.losses.iter().map(|(name, lost)| (name.as_ref(), lost.events));
+    let failures = [
+        ("blocks not written", of.blocks.failed),
+        ("events not logged", of.event_log.failed),
+        ("failed reloads", of.reloads.failed),
+    ];
+    section(&mut text, "Lost or failed", losses.chain(failures));
+    text
+}
+
+/// Counters under a heading; those at zero are left out, and the heading with the last.
+fn section<'a>(text: &mut String, heading: &str, counts: impl Iterator<Item = (&'a str, u64)>) {
+    let mut table = Table::bare();
+    let mut empty = true;
+    for (name, count) in counts.filter(|(_, count)| *count > 0) {
+        table.row([format!("  {name}"), count.to_string()]);
+        empty = false;
+    }
+    if !empty {
+        text.push_str(&format!("{heading}\n{}", table.render()));
+    }
+}
+
+fn blocks_text(blocks: &[BlockInfo]) -> String {
+    if blocks.is_empty() {
+        return "no blocks in force\n".to_owned();
+    }
+    let mut table =
+        Table::new(["TARGET", "REMAINING", "ID", "DETECTOR", "PACKETS", "BYTES", "REASON"]);
+    for block in blocks {
+        let remaining = block.remaining_s.map_or_else(|| "no end".to_owned(), output::duration);
+        let kind = if block.count_only { " (counts only)" } else { "" };
+        table.row([
+            shown(block.target),
+            format!("{remaining}{kind}"),
+            block.id.clone(),
+            or_dash(block.detector.as_ref()),
+            block.packets.to_string(),
+            block.bytes.to_string(),
+            or_dash(block.reason.as_ref()),
+        ]);
+    }
+    table.render()
+}
+
+fn allowed_text(allowed: &[AllowInfo]) -> String {
+    let mut table = Table::new(["TARGET", "ORIGIN"]);
+    for entry in allowed {
+        let origin = match entry.origin {
+            AllowOrigin::Config => "configuration",
+            AllowOrigin::TrustedProxy => "trusted proxy",
+            AllowOrigin::Host => "this host, its gateway or resolver",
+            AllowOrigin::Operator => "operator, until the agent stops",
+        };
+        table.row([shown(entry.target), origin.to_owned()]);
+    }
+    table.render()
+}
+
+fn decisions_text(decisions: &[Decision]) -> String {
+    if decisions.is_empty() {
+        return "no decisions yet\n".to_owned();
+    }
+    let mut table =
+        Table::new(["TIME", "ID", "ACTION", "SUBJECT", "TTL", "DETECTOR", "MODE", "REASON"]);
+    for decision in decisions {
+        table.row([
+            output::time(decision.ts),
+            decision.id.clone(),
+            word(&decision.action),
+            decision.subject.network().map_or_else(|| "-".to_owned(), shown),
+            output::duration(decision.ttl_s),
+            decision.detector.clone(),
+            word(&decision.mode),
+            decision.reason.clone(),
+        ]);
+    }
+    table.render()
+}
+
+fn findings_text(findings: &[Value]) -> String {
+    if findings.is_empty() {
+        return "no findings yet\n".to_owned();
+    }
+    let mut table = Table::new(["TIME", "DETECTOR", "CLIENT", "SCORE", "REASON"]);
+    for finding in findings {
+        let part = |pointer: &str| match finding.pointer(pointer) {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => "-".to_owned(),
+        };
+        let ts = finding.get("ts").and_then(Value::as_f64).and_then(Timestamp::from_secs_f64);
+        table.row([
+            ts.map_or_else(|| "-".to_owned(), output::time),
+            part("/detector"),
+            part("/actor/ip"),
+            part("/score"),
+            part("/reason"),
+        ]);
+    }
+    table.render()
+}
+
+/// The name that an enum without data has in JSON.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        _ => "-".to_owned(),
+    }
+}

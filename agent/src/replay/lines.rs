@@ -74,7 +74,8 @@ fn read(text: &[u8]) -> Result<Transaction, String> {
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let path = error.path().to_string();
     let what = explain_json(error.inner());
-    if path == "." { what } else { format!("`{path}`: {what}") }
+    // "?" is a place that ended before it had a name.
+    if path == "." || path == "?" { what } else { format!("`{path}`: {what}") }
 }
 
 /// What is wrong, without the value: serde_json's own message quotes it, and it may be personal.

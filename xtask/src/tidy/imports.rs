@@ -13,7 +13,7 @@ const DATA: [&str; 5] = ["config", "decision", "finding", "time", "transaction"]
 const PIPELINE: [(&str, &[&str]); 5] = [
     ("flow", &["config", "time"]),
     ("http", &["config", "flow", "time", "transaction"]),
-    ("detect", &["config", "finding", "time", "transaction"]),
+    ("detect", &["config", "decision", "finding", "time", "transaction"]),
     ("decide", &["config", "decision", "finding", "time"]),
     (
         "pipeline",

@@ -25,7 +25,7 @@ assert_layout! {
     event::FirstDrop: 40, 8;
     event::Exec: 16, 8;
     settings::Settings: 72, 4;
-    settings::SockOffsets: 32, 4;
+    settings::SockOffsets: 40, 4;
 }
 
 #[cfg(feature = "user")]

@@ -36,6 +36,8 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
+    /// Number of the only network namespace whose sockets are followed; 0 for all.
+    pub const ONLY_NAMESPACE: &str = "ONLY_NAMESPACE";
 }
 
 /// Capacities when the configuration does not say otherwise, in entries.

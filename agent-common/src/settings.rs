@@ -19,7 +19,7 @@ pub struct Settings {
     pub failsafe_udp_len: u32,
 }
 
-/// Byte offsets within the running kernel's `struct sock`, read from its BTF when the programs
+/// Byte offsets within the running kernel's `struct sock` (but for the last), read from its BTF when the programs
 /// are loaded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,4 +32,8 @@ pub struct SockOffsets {
     pub local_v6: u32,
     pub remote_port: u32,
     pub local_port: u32,
+    /// Of the pointer to the network namespace.
+    pub namespace: u32,
+    /// Within `struct net`: of the number that `/proc/PID/ns/net` shows.
+    pub namespace_number: u32,
 }

@@ -84,6 +84,11 @@ pub struct Connection {
     pub flow: FlowKey,
 }
 
+impl Connection {
+    /// The id of connections that are not to be reported.
+    pub const IGNORED: u64 = 0;
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Owner {

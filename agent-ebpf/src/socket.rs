@@ -35,7 +35,13 @@ static SOCK_OFFSETS: SockOffsets = SockOffsets {
     local_v6: 0,
     remote_port: 0,
     local_port: 0,
+    namespace: 0,
+    namespace_number: 0,
 };
+
+/// Set by the loader; 0 for all namespaces.
+#[unsafe(no_mangle)]
+static ONLY_NAMESPACE: u32 = 0;
 
 #[inline(always)]
 fn offsets() -> SockOffsets {
@@ -61,9 +67,25 @@ pub fn used(ctx: &BtfTracePointContext) {
     {
         return;
     }
-    if let Some(flow) = flow_of(sock as *const u8) {
-        bind(ctx, object, cookie, flow);
+    let sock = sock as *const u8;
+    let Some(flow) = flow_of(sock) else { return };
+    let id = if is_foreign(sock) { Connection::IGNORED } else { next_id() };
+    bind(ctx, object, cookie, flow, id);
+}
+
+/// Whether the socket is in another network namespace than the only one to follow.
+#[inline(always)]
+fn is_foreign(sock: *const u8) -> bool {
+    // SAFETY: a static of a plain integer; volatile, because the loader changes it after the
+    // compiler has seen it.
+    let only = unsafe { core::ptr::read_volatile(&raw const ONLY_NAMESPACE) };
+    if only == 0 {
+        return false;
     }
+    let at = offsets();
+    let number = read::<u64>(sock, at.namespace)
+        .and_then(|net| read::<u32>(net as *const u8, at.namespace_number));
+    number != Some(only)
 }
 
 /// The two ends of a TCP socket; `None` for any other.
@@ -95,12 +117,19 @@ fn read<T>(sock: *const u8, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(sock.add(offset as usize).cast::<T>()) }.ok()
 }
 
+/// A number that no connection had before.
+#[inline(always)]
+fn next_id() -> u64 {
+    // An array of one has a first element.
+    let Some(next) = PC_NEXT_ID.get_ptr_mut(0) else { return Connection::IGNORED };
+    // SAFETY: an aligned u64 in a map value that only this line touches.
+    let earlier = unsafe { atomic::fetch_add(next, 1) };
+    earlier + 1
+}
+
 /// A TLS object has a new socket below it: a new connection begins.
 #[inline(always)]
-fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKey) {
-    let Some(next) = PC_NEXT_ID.get_ptr_mut(0) else { return };
-    // SAFETY: an aligned u64 in a map value that only this line touches.
-    let id = unsafe { atomic::fetch_add(next, 1) } + 1;
+fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKey, id: u64) {
     let connection = Connection { id, cookie, moved: [0; 2], flow };
     let owner = Owner { object, id };
     if PC_CONNECTIONS.insert(&object, &connection, 0).is_err()
@@ -130,5 +159,7 @@ pub fn state_changed(ctx: &BtfTracePointContext) {
     if current.is_some_and(|connection| connection.id == owner.id) {
         let _ = PC_CONNECTIONS.remove(&owner.object);
     }
-    report::closed(owner.id);
+    if owner.id != Connection::IGNORED {
+        report::closed(owner.id);
+    }
 }

@@ -61,6 +61,9 @@ pub fn leave(ctx: &RetProbeContext) {
     // SAFETY: a pointer into a map value stays valid while the program runs. A TLS object is
     // used by one thread at a time (OpenSSL's own rule), so nobody else writes it now.
     let connection = unsafe { &mut *connection };
+    if connection.id == Connection::IGNORED {
+        return;
+    }
     let moved = &mut connection.moved[(call.direction & 1) as usize];
     let offset = *moved;
     *moved = offset.wrapping_add(u64::from(len));

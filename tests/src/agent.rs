@@ -53,6 +53,8 @@ impl Files {
         config.entry("interfaces").or_insert_with(|| vec![INTERFACE].into());
         let text = |path: &Path| path.display().to_string();
         set_default(&mut config, "kernel", "pin_dir", text(lab.pin_dir()))?;
+        // Other tests run at the same time, each in namespaces of its own.
+        set_default(&mut config, "capture", "network_namespaces", "own".into())?;
         set_default(&mut config, "report", "control_socket", text(&self.control_socket))?;
         set_default(&mut config, "report", "event_log", text(&self.event_log))?;
         set_default(&mut config, "report", "metrics_listen", METRICS.to_string())?;
@@ -63,7 +65,7 @@ impl Files {
 impl<'lab> Agent<'lab> {
     /// Starts it with `config` (TOML) and waits until it answers on its control socket.
     ///
-    /// `interfaces`, `kernel.pin_dir`, `report.control_socket`, `report.event_log` and
+    /// `interfaces`, `kernel.pin_dir`, `capture.network_namespaces`, `report.control_socket`, `report.event_log` and
     /// `report.metrics_listen` are the laboratory's unless `config` sets them.
     pub fn start(lab: &'lab Lab, config: &str) -> anyhow::Result<Self> {
         let files = Files::of(lab);

@@ -73,7 +73,7 @@ fn attack_is_stopped(config: &str, hook: &str, v6: bool) {
     assert_eq!(drop["id"], decision["id"]);
 
     let blocks = agent.json("blocks", &[]).expect("blocks");
-    let block = &blocks["blocks"][0];
+    let block = &blocks[0];
     assert_eq!(block["id"], decision["id"], "{blocks}");
     assert!(block["packets"].as_u64().unwrap() > 0, "{blocks}");
     assert!(!is_served(attacker, &client, server));

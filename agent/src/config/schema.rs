@@ -11,8 +11,8 @@ use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
 use super::types::{
-    Attach, Capture, Config, CredentialStuffing, Decide, Detect, Guards, Kernel, Report,
-    RequestRate,
+    Attach, Capture, Config, CredentialStuffing, Decide, Detect, Guards, Kernel, Namespaces,
+    Report, RequestRate,
 };
 use super::words::{GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
 
@@ -29,6 +29,8 @@ const ATTACH: Choice<Attach> = Choice(&[
     ("tc", Attach::Tc),
     ("clsact", Attach::Clsact),
 ]);
+const NAMESPACES: Choice<Namespaces> =
+    Choice(&[("all", Namespaces::All), ("own", Namespaces::Own)]);
 pub(super) const PORT: Integer<u16> = Integer { min: 1, max: u16::MAX };
 const WINDOW: Span = Span { min: SECOND, max: DAY };
 
@@ -86,6 +88,10 @@ fn capture(s: &mut Section, capture: &mut Capture) {
     s.value(fixed("capture.enabled", doc), &Flag, &mut capture.enabled);
     let doc = "Library files to attach to before any process maps them.";
     s.list(fixed("capture.libraries", doc), &PATH, &mut capture.libraries);
+    let doc = "Whose connections are read: those of every network namespace, so of containers \
+               too, or of the agent's own.";
+    let namespaces = &mut capture.network_namespaces;
+    s.value(fixed("capture.network_namespaces", doc), &NAMESPACES, namespaces);
     // The ring buffer must be a power of two and whole pages; no page of Linux is longer than
     // 64 KiB.
     let ring = Bytes { min: 1 << 16, max: 1 << 30, power_of_two: true };

@@ -60,11 +60,22 @@ pub enum Attach {
     Clsact,
 }
 
+/// Network namespaces of the host, containers' among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Namespaces {
+    #[default]
+    All,
+    /// The agent's own only.
+    Own,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capture {
     pub enabled: bool,
     /// Library files to attach to before any process maps them.
     pub libraries: Vec<PathBuf>,
+    /// Which processes' connections are read.
+    pub network_namespaces: Namespaces,
     pub ring_bytes: u32,
     pub max_connections: u32,
     /// Longest kept piece of each body, in bytes.
@@ -181,6 +192,7 @@ impl Default for Config {
             capture: Capture {
                 enabled: true,
                 libraries: Vec::new(),
+                network_namespaces: Namespaces::All,
                 ring_bytes: capacity::RING_BYTES,
                 max_connections: capacity::CONNECTIONS,
                 body_excerpt: 4_096,

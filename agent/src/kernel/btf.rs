@@ -193,6 +193,8 @@ pub fn sock_offsets(btf: &Btf) -> Result<SockOffsets> {
         local_v6: common("skc_v6_rcv_saddr")?,
         remote_port: common("skc_dport")?,
         local_port: common("skc_num")?,
+        namespace: btf.offset_of("sock", &["__sk_common", "skc_net", "net"])?,
+        namespace_number: btf.offset_of("net", &["ns", "inum"])?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The eBPF object into the kernel, on top of the policy maps that an earlier agent left.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +14,7 @@ use super::counters::{LossCounters, ReasonCounters};
 use super::deny::DenyMap;
 use super::pins::{PinDir, remove_maps};
 use super::policy::KernelPolicy;
-use crate::config::Config;
+use crate::config::{Config, Namespaces};
 
 /// The eBPF programs and maps, as the build made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"));
@@ -36,6 +37,10 @@ pub fn load(config: &Config) -> Result<Loaded> {
     let mut notes = Vec::new();
     let carried_over = set_aside_if_resized(&pins, config, &mut notes)?;
     let offsets = sock_offsets(&Btf::of_running_kernel()?)?;
+    let only_namespace = match config.capture.network_namespaces {
+        Namespaces::All => 0,
+        Namespaces::Own => own_network_namespace()?,
+    };
 
     let mut loader = EbpfLoader::new();
     for name in pinned::ALL {
@@ -48,6 +53,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
         .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
         .map_max_entries(map::SOCKETS, config.capture.max_connections)
         .override_global(global::SOCK_OFFSETS, &offsets, true)
+        .override_global(global::ONLY_NAMESPACE, &only_namespace, true)
         .load(OBJECT)
         .context("the kernel does not accept Portcullis' maps; `portcullis doctor` may say why")?;
 
@@ -75,6 +81,13 @@ pub fn load(config: &Config) -> Result<Loaded> {
         ebpf,
         notes,
     })
+}
+
+/// The number that the kernel knows the agent's network namespace by (namespaces(7)).
+fn own_network_namespace() -> Result<u32> {
+    let path = "/proc/self/ns/net";
+    let inode = std::fs::metadata(path).with_context(|| format!("can't stat {path}"))?.ino();
+    u32::try_from(inode).with_context(|| format!("{path} has an inode of more than 32 bits"))
 }
 
 fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>

@@ -170,7 +170,7 @@ fn install(wanted: &[Wanted]) -> anyhow::Result<()> {
 fn install_linker(dir: &Path) -> anyhow::Result<()> {
     let root = linker_root()?;
     eprintln!(
-        "xtask: building bpf-linker {LINKER_VERSION}, which links eBPF objects, into {} (once, 1 to 2 minutes)",
+        "xtask: building bpf-linker {LINKER_VERSION}, which links eBPF objects, into {} (once, some minutes)",
         root.display()
     );
     let mut cargo = exec::cargo();

@@ -46,3 +46,12 @@ pub fn workspace(profile: Profile) -> anyhow::Result<()> {
     cargo.args(["build", "--workspace", "--exclude", "portcullis-ebpf"]).args(profile.flags());
     exec::run(&mut cargo)
 }
+
+/// Compiles, optimised, the agent and the programs of the laboratory, which lie beside each other
+/// and find each other there.
+pub fn lab_programs() -> anyhow::Result<()> {
+    ebpf()?;
+    let mut cargo = exec::cargo();
+    cargo.args(["build", "--release", "--package", "portcullis", "--package", "portcullis-tests"]);
+    exec::run(cargo.arg("--bins"))
+}

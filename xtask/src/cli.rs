@@ -8,7 +8,7 @@ use crate::{build, fuzz, lab, lint, setup, test, tidy};
 #[command(
     name = "cargo xtask",
     about = "Set-up, build, lint, test, demo and benchmarks of Portcullis",
-    after_help = "Start here:\n  cargo xtask demo    an attack and its end, in under a minute\n  cargo xtask test    every test"
+    after_help = "Start here:\n  cargo xtask demo    an attack and its end\n  cargo xtask test    every test"
 )]
 pub struct Cli {
     #[command(subcommand)]

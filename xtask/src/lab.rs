@@ -22,11 +22,7 @@ pub fn bench(args: &[String]) -> anyhow::Result<()> {
 
 /// Replaces this process, so that signals and the exit status are the program's own.
 fn run(program: &str, args: &[String]) -> anyhow::Result<()> {
-    build::ebpf()?;
-    let mut cargo = exec::cargo();
-    // The programs start the agent and the laboratory's helpers, which lie beside them.
-    cargo.args(["build", "--release", "--package", "portcullis", "--package", "portcullis-tests"]);
-    exec::run(cargo.arg("--bins"))?;
+    build::lab_programs()?;
     let path = exec::target_dir()?.join("release").join(program);
     if !path.is_file() {
         bail!("cargo built no {}", path.display());

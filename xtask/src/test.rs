@@ -48,9 +48,7 @@ fn unit_tests(filter: Option<&str>) -> anyhow::Result<u64> {
 /// Optimised, because they are about traffic and time; one at a time, because all of them share
 /// the host's TLS library and its two or more processors.
 fn end_to_end(filter: Option<&str>) -> anyhow::Result<u64> {
-    let mut agent = exec::cargo();
-    agent.args(["build", "--release", "--package", "portcullis", "--bins"]);
-    exec::run(&mut agent)?;
+    build::lab_programs()?;
     let mut cargo = exec::cargo();
     cargo.args(["test", "--no-fail-fast", "--release", "--package", "portcullis-tests"]);
     cargo_test(cargo.args(filter).args(["--", "--test-threads=1"]))

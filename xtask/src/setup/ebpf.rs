@@ -45,16 +45,17 @@ pub fn toolchain() -> anyhow::Result<Toolchain> {
         return Ok(Toolchain::Nightly);
     }
     let linker_dir = linker_root()?.join("bin");
-    let linker_works = linker_works(&linker_dir);
     let mut wanted = Vec::new();
     if !has_debian_compiler() {
         wanted.extend(COMPILER);
     }
-    if !linker_works {
+    if !linker_dir.join("bpf-linker").is_file() {
         wanted.extend(LLVM);
     }
     install(&wanted)?;
-    if !linker_works {
+    // Only now: it needs the libLLVM that came with the compiler.
+    if !linker_works(&linker_dir) {
+        install(LLVM)?;
         install_linker(&linker_dir)?;
     }
     Ok(Toolchain::Debian { linker_dir })
@@ -170,7 +171,7 @@ fn install(wanted: &[Wanted]) -> anyhow::Result<()> {
 fn install_linker(dir: &Path) -> anyhow::Result<()> {
     let root = linker_root()?;
     eprintln!(
-        "xtask: building bpf-linker {LINKER_VERSION}, which links eBPF objects, into {} (once, 1 to 2 minutes)",
+        "xtask: building bpf-linker {LINKER_VERSION}, which links eBPF objects, into {} (once, some minutes)",
         root.display()
     );
     let mut cargo = exec::cargo();

@@ -39,7 +39,7 @@ pub const BENCH: &[Tool] = &[
 
 /// Everything that any command needs.
 pub fn everything() -> anyhow::Result<()> {
-    ebpf::toolchain()?;
+    ebpf::toolchain_with_clippy()?;
     tools(&[LAB, BENCH])?;
     lint_components()?;
     println!("everything is installed");

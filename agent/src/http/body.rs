@@ -230,7 +230,9 @@ mod tests {
 
     #[test]
     fn chunked_bodies() {
-        let table: &[(&str, Result<Option<(&str, usize)>, Malformed>)] = &[
+        // Content and bytes used, if the body ends.
+        type Expected = Result<Option<(&'static str, usize)>, Malformed>;
+        let table: &[(&str, Expected)] = &[
             ("0\r\n\r\nGET", Ok(Some(("", 5)))),
             ("3\r\nabc\r\n0\r\n\r\n", Ok(Some(("abc", 13)))),
             ("A;x=\"y\"\r\n0123456789\r\n00 ;q\r\n\r\nrest", Ok(Some(("0123456789", 30)))),

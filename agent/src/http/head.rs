@@ -44,15 +44,10 @@ impl HeadBuffer {
     pub fn gather<'a>(&'a mut self, data: &'a [u8], max: usize) -> Result<Gathered<'a>, Malformed> {
         let before = self.bytes.len();
         if before == 0
-            && let Some(end) = find_end(data, 0)
+            && let Some(used) = find_end(data, 0)
         {
-            let head = data.get(..end.min(max)).unwrap_or_default();
-            let fits = head.len() == end;
-            return if fits {
-                Ok(Gathered::Complete { head, used: end })
-            } else {
-                Err(Malformed::HeadTooLong)
-            };
+            let head = data.get(..used).filter(|_| used <= max).ok_or(Malformed::HeadTooLong)?;
+            return Ok(Gathered::Complete { head, used });
         }
         // One byte more than allowed is enough to tell that the head is too long.
         let room = max.saturating_add(1).saturating_sub(before).min(data.len());

@@ -195,7 +195,10 @@ mod tests {
         }
     }
 
-    fn look(chunks: &[(Side, u64, &str)]) -> (Found, Counts) {
+    /// Side, bytes lost before, bytes.
+    type Call = (Side, u64, &'static str);
+
+    fn look(chunks: &[Call]) -> (Found, Counts) {
         let (mut opening, mut counts) = (Opening::default(), Counts::default());
         let mut found = Found::Nothing;
         for (side, missing_before, data) in chunks {
@@ -223,7 +226,7 @@ mod tests {
     fn connections_joined_midway_wait_for_a_request_line() {
         let line = "GET / HTTP/1.1\r\n\r\n";
         let response = "HTTP/1.1 200 OK\r\n";
-        let table: &[(&[(Side, u64, &str)], Found, Counter)] = &[
+        let table: &[(&[Call], Found, Counter)] = &[
             (&[(Read, 7, line)], Found::RequestsMidway, Counter::JoinedMidway),
             (&[(Read, 7, "x"), (Read, 0, line)], Found::RequestsMidway, Counter::JoinedMidway),
             (

@@ -229,11 +229,12 @@ impl Http1 {
         }
     }
 
-    /// Nothing is left to read once no request can follow and none waits.
+    /// Nothing is left to read once no request can follow and none waits. The latest response is
+    /// read to its end, so that where its bytes were cut makes no difference.
     fn ignore_if_done(&self) -> Result<(), Ignore> {
         let done = matches!(self.requests, Requests::Stopped)
             && self.waiting.is_empty()
-            && self.answering.is_none();
+            && !matches!(self.responses, Responses::Body(_));
         if done { Err(Ignore) } else { Ok(()) }
     }
 

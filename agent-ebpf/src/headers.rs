@@ -97,7 +97,8 @@ fn is_vlan(ethertype: u16) -> bool {
 /// RFC 791, section 3.1.
 #[inline(always)]
 fn ipv4(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
-    let header: [u8; 20] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
+    // The header up to and with the source address, so that no shorter part of it passes.
+    let header: [u8; 16] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
     let source = Addr::from_v4([header[12], header[13], header[14], header[15]]);
     let header_len = usize::from(header[0] & 0x0f) * 4;
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;

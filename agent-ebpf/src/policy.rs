@@ -57,8 +57,11 @@ fn judge(packet: &Packet, len: u64) -> Reason {
     }
     if packet.is_v6 {
         let subnet = DenyKey { addr: packet.source.prefix64(), prefix_len: 64 };
-        if let Some(other) = entry_reason(&subnet, packet, len) {
-            reason = other;
+        match entry_reason(&subnet, packet, len) {
+            // An expired block says nothing beside one that is in force.
+            Some(Reason::PassExpired) if reason != Reason::PassNoMatch => {}
+            Some(other) => reason = other,
+            None => {}
         }
     }
     reason

@@ -86,7 +86,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
     // SAFETY: both counters are aligned u64s of the map value.
     let earlier = unsafe {
         atomic::add(&raw mut (*entry).bytes, len);
-        atomic::add(&raw mut (*entry).packets, 1)
+        atomic::fetch_add(&raw mut (*entry).packets, 1)
     };
     if action == COUNT {
         return Some(Reason::PassCountOnly);

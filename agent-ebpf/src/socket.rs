@@ -99,7 +99,7 @@ fn read<T>(sock: *const u8, offset: u32) -> Option<T> {
 fn bind(object: TlsObject, cookie: u64, flow: FlowKey) {
     let Some(next) = PC_NEXT_ID.get_ptr_mut(0) else { return };
     // SAFETY: an aligned u64 in a map value that only this line touches.
-    let id = unsafe { atomic::add(next, 1) } + 1;
+    let id = unsafe { atomic::fetch_add(next, 1) } + 1;
     let connection = Connection { id, cookie, moved: [0; 2], flow };
     let owner = Owner { object, id };
     if PC_CONNECTIONS.insert(&object, &connection, 0).is_err()

@@ -71,6 +71,15 @@ pub struct Decision {
     pub mode: Mode,
 }
 
+impl Decision {
+    /// The number that the kernel's entries name the decision by: its id, which is 16
+    /// hexadecimal digits. `None` for an id that Portcullis did not make.
+    pub fn rule_id(&self) -> Option<u64> {
+        let is_own = self.id.len() == 16 && self.id.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_own { u64::from_str_radix(&self.id, 16).ok() } else { None }
+    }
+}
+
 /// Ends a decision before its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lift {

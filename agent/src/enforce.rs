@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::decide::OPERATOR;
+use crate::decision::{Action, Decision, Mode};
+
 /// Who asked for a block. Operators have a reserve of the map to themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -79,4 +82,26 @@ pub trait PolicyMaps {
 
     /// Replaces the destination ports on which nobody is dropped.
     fn set_failsafe(&mut self, tcp: &[u16], udp: &[u16]) -> Result<(), EnforceError>;
+}
+
+/// Carries a decision out, as far as it is one for the kernel: an observed drop only counts.
+///
+/// # Errors
+/// When the kernel's map does not take the block.
+pub fn carry_out(
+    maps: &mut impl PolicyMaps,
+    decision: &Decision,
+    ttl: Option<Duration>,
+) -> Result<(), EnforceError> {
+    let (Action::Drop, Some(target)) = (decision.action, decision.subject.network()) else {
+        return Ok(());
+    };
+    let origin = if decision.detector == OPERATOR { Origin::Operator } else { Origin::Automatic };
+    let block = NewBlock {
+        ttl,
+        rule_id: decision.rule_id().unwrap_or_default(),
+        origin,
+        count_only: decision.mode == Mode::Observe,
+    };
+    maps.block(target, block)
 }

@@ -1,1 +1,258 @@
-//! pipeline
+//! The pure pipeline: what happened and when in, findings and decisions out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::Config;
+use crate::decide::{self, Decider, HostGuards, Lifted, Refused, Which};
+use crate::decision::{Decision, Subject};
+use crate::detect::{self, Detectors};
+use crate::finding::Finding;
+use crate::time::Timestamp;
+use crate::transaction::Transaction;
+
+/// What came out, in the order it was found. The caller empties it.
+#[derive(Debug, Default)]
+pub struct Output {
+    pub findings: Vec<Finding>,
+    pub decisions: Vec<Decision>,
+}
+
+pub struct Pipeline {
+    detectors: Detectors,
+    decider: Decider,
+}
+
+impl Pipeline {
+    /// `seed` as for [`Decider::new`].
+    pub fn new(config: Arc<Config>, host: HostGuards, seed: u64) -> Self {
+        let detectors = Detectors::new(Arc::clone(&config));
+        Self { detectors, decider: Decider::new(config, host, seed) }
+    }
+
+    /// Judges one transaction.
+    pub fn transaction(&mut self, tx: &Transaction, out: &mut Output) {
+        let known = out.findings.len();
+        self.detectors.observe(tx, &mut out.findings);
+        for finding in out.findings.iter().skip(known) {
+            out.decisions.extend(self.decider.decide(finding));
+            // One finding tells all until what was decided ends; if the abuse goes on then, the
+            // next decision follows at once.
+            if let Some(until) = self.decider.covered_until(finding) {
+                self.detectors.quiet(finding, until);
+            }
+        }
+    }
+
+    /// Lets go of what has expired; to be called about once a second.
+    pub fn tick(&mut self, now: Timestamp) {
+        self.detectors.expire(now);
+        self.decider.expire(now);
+    }
+
+    /// Adopts `config`, keeps what is known, and returns what it makes an end of.
+    pub fn reconfigure(&mut self, config: Arc<Config>, now: Timestamp) -> Vec<Lifted> {
+        self.detectors.reconfigure(Arc::clone(&config));
+        let lifted = self.decider.reconfigure(config, now);
+        self.forget(lifted)
+    }
+
+    pub fn set_host(&mut self, host: HostGuards, now: Timestamp) -> Vec<Lifted> {
+        let lifted = self.decider.set_host(host, now);
+        self.forget(lifted)
+    }
+
+    /// See [`Decider::operator_block`].
+    pub fn operator_block(
+        &mut self,
+        target: IpNet,
+        ttl: Option<Duration>,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Decision, Refused> {
+        self.decider.operator_block(target, ttl, reason, now)
+    }
+
+    /// Ends decisions before their time; their clients start anew.
+    pub fn lift(&mut self, which: Which<'_>, now: Timestamp) -> Vec<Lifted> {
+        let lifted = self.decider.lift(which, now);
+        self.forget(lifted)
+    }
+
+    /// See [`Decider::restore`].
+    pub fn restore(&mut self, decision: Decision, now: Timestamp) -> Result<(), Refused> {
+        self.decider.restore(decision, now)
+    }
+
+    /// See [`Decider::in_force`].
+    pub fn in_force(&self) -> impl Iterator<Item = &Decision> {
+        self.decider.in_force()
+    }
+
+    /// See [`Decider::dropped_until`].
+    pub fn dropped_until(&self, subject: &Subject, now: Timestamp) -> Option<Timestamp> {
+        self.decider.dropped_until(subject, now)
+    }
+
+    /// Clients remembered.
+    pub fn actors(&self) -> usize {
+        self.detectors.actors()
+    }
+
+    pub fn detector_counters(&self) -> Vec<detect::Counter> {
+        self.detectors.counters()
+    }
+
+    pub fn decider_counters(&self) -> decide::Counters {
+        self.decider.counters()
+    }
+
+    fn forget(&mut self, lifted: Vec<Lifted>) -> Vec<Lifted> {
+        let networks = lifted.iter().filter_map(|one| one.decision.subject.network());
+        let clients: Vec<IpAddr> = networks.map(|net| net.addr()).collect();
+        clients.into_iter().for_each(|ip| self.detectors.forget(ip));
+        lifted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::decision::{Action, Mode};
+    use crate::detect::tests::{START, any_transaction, get, login};
+
+    const ATTACKER: &str = "203.0.113.66";
+
+    fn pipeline(config: Config) -> Pipeline {
+        Pipeline::new(Arc::new(config), HostGuards::default(), 0)
+    }
+
+    fn at(seconds: f64) -> Timestamp {
+        Timestamp::from_secs_f64(START + seconds).unwrap()
+    }
+
+    /// Runs one failed login a second, and returns the seconds of findings and decisions.
+    fn attack(pipeline: &mut Pipeline, seconds: std::ops::Range<u32>) -> (Vec<f64>, Vec<f64>) {
+        let mut out = Output::default();
+        for second in seconds {
+            let tx = login(f64::from(second), ATTACKER, &format!("user{second}"), 401);
+            pipeline.transaction(&tx, &mut out);
+            pipeline.tick(tx.ts);
+        }
+        let seconds = |ts: Timestamp| ts.as_secs_f64() - START;
+        let findings = out.findings.iter().map(|finding| seconds(finding.ts)).collect();
+        (findings, out.decisions.iter().map(|decision| seconds(decision.ts)).collect())
+    }
+
+    #[test]
+    fn an_attack_that_goes_on_stays_covered() {
+        let mut pipeline = pipeline(Config { mode: Mode::Observe, ..Config::default() });
+        let (findings, decisions) = attack(&mut pipeline, 0..4_000);
+        // 600 s, then four times that; each next one at the moment the last ends.
+        assert_eq!(decisions, [9.0, 609.0, 3_009.0]);
+        assert_eq!(findings, decisions, "nothing is said of it in between");
+    }
+
+    #[test]
+    fn an_attack_that_a_block_ended_has_to_begin_anew() {
+        let mut pipeline = pipeline(Config::default());
+        assert_eq!(attack(&mut pipeline, 0..10).1, [9.0]);
+        assert_eq!(attack(&mut pipeline, 700..720).1, [709.0]);
+    }
+
+    #[test]
+    fn who_is_lifted_starts_anew() {
+        let mut pipeline = pipeline(Config::default());
+        assert_eq!(attack(&mut pipeline, 0..15).1, [9.0]);
+        let subject = Subject::client(ATTACKER.parse().unwrap());
+        assert_eq!(pipeline.lift(Which::Subject(&subject), at(15.0)).len(), 1);
+        assert_eq!(attack(&mut pipeline, 15..30).1, [24.0]);
+        assert_eq!(pipeline.in_force().map(|d| d.ttl_s).collect::<Vec<_>>(), [600]);
+    }
+
+    #[test]
+    fn two_detectors_make_one_decision() {
+        let mut config = Config::default();
+        config.detect.request_rate.requests = 4;
+        let mut pipeline = pipeline(config);
+        let mut out = Output::default();
+        for i in 0..30 {
+            let tx = login(f64::from(i) / 10.0, ATTACKER, &format!("user{i}"), 401);
+            pipeline.transaction(&tx, &mut out);
+        }
+        let detectors: Vec<_> = out.findings.iter().map(|f| f.detector.as_str()).collect();
+        assert_eq!(detectors, ["request_rate", "credential_stuffing"]);
+        assert_eq!(out.decisions.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics_or_blocks_who_is_guarded(
+            txs in prop::collection::vec(any_transaction(), 0..100),
+        ) {
+            let mut config = Config::default();
+            config.detect.request_rate.requests = 3;
+            config.detect.credential_stuffing.failures = 2;
+            config.detect.credential_stuffing.distinct_users = 2;
+            config.guards.trusted_proxies = vec!["192.0.2.0/31".parse().unwrap()];
+            config.guards.allow = vec!["192.0.2.2/32".parse().unwrap()];
+            let guarded: IpNet = "192.0.2.0/30".parse().unwrap();
+            let free: IpNet = "192.0.2.3/32".parse().unwrap();
+            let mut pipeline = pipeline(config);
+            let mut out = Output::default();
+            for tx in &txs {
+                pipeline.transaction(tx, &mut out);
+                pipeline.tick(tx.ts);
+            }
+            prop_assert!(out.decisions.len() <= out.findings.len());
+            for decision in out.decisions.iter().filter(|d| d.action == Action::Drop) {
+                let net = decision.subject.network().unwrap();
+                prop_assert!(net == free || !guarded.contains(&net), "{net}");
+            }
+        }
+    }
+
+    /// Prints transactions a second on one core: `cargo test --release -p portcullis --lib
+    /// pipeline_rate -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn pipeline_rate() {
+        const CLIENTS: u32 = 50_000;
+        const ROUNDS: u32 = 20;
+        for (what, logins) in [("requests", 0), ("one login in ten", 10), ("failed logins", 1)] {
+            let mut txs: Vec<_> = (0..CLIENTS)
+                .map(|n| {
+                    let is_login = logins > 0 && n % logins == 0;
+                    let mut tx = if is_login {
+                        login(0.0, ATTACKER, &format!("user{n}@example.org"), 401)
+                    } else {
+                        get(0.0, ATTACKER, "/api/v1/products/4711?page=2")
+                    };
+                    // Neighbours in time are strangers in memory.
+                    tx.src = std::net::Ipv4Addr::from_bits(n.wrapping_mul(2_654_435_761)).into();
+                    tx
+                })
+                .collect();
+            let mut pipeline = pipeline(Config::default());
+            let mut out = Output::default();
+            let started = Instant::now();
+            for round in 0..ROUNDS {
+                for tx in &mut txs {
+                    tx.ts = at(f64::from(round));
+                    pipeline.transaction(black_box(tx), &mut out);
+                }
+                pipeline.tick(at(f64::from(round)));
+            }
+            let rate = f64::from(CLIENTS * ROUNDS) / started.elapsed().as_secs_f64();
+            println!("{what}: {rate:.0} transactions/s over {CLIENTS} clients");
+        }
+    }
+}

@@ -15,10 +15,13 @@ impl Timestamp {
         self.0
     }
 
-    /// `None` unless `seconds` is finite, not negative and representable.
+    /// To the nearest microsecond, which is what a double holds of today's time: 1700000000.234
+    /// is that and not some nanoseconds less. `None` unless `seconds` is finite, not negative and
+    /// representable.
     pub fn from_secs_f64(seconds: f64) -> Option<Self> {
         let nanos = Duration::try_from_secs_f64(seconds).ok()?.as_nanos();
-        u64::try_from(nanos).ok().map(Self)
+        let micros = u64::try_from(nanos).ok()?.checked_add(500)? / 1_000;
+        micros.checked_mul(1_000).map(Self)
     }
 
     pub fn as_secs_f64(self) -> f64 {
@@ -39,6 +42,11 @@ impl Timestamp {
     pub fn truncated_to_millis(self) -> Self {
         Self(self.0 - self.0 % 1_000_000)
     }
+
+    /// The first whole millisecond that is not earlier.
+    pub fn rounded_up_to_millis(self) -> Self {
+        Self(self.0.saturating_add(999_999)).truncated_to_millis()
+    }
 }
 
 /// Seconds since the epoch as a JSON number, as every format of Portcullis writes time.
@@ -55,5 +63,35 @@ impl<'de> serde::Deserialize<'de> for Timestamp {
         Self::from_secs_f64(seconds).ok_or_else(|| {
             serde::de::Error::custom(format_args!("{seconds} is not a time since the epoch"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_survive_the_double() {
+        for millis in 1_700_000_000_000..1_700_000_002_000u64 {
+            let text = format!("{}.{:03}", millis / 1_000, millis % 1_000);
+            let ts: Timestamp = serde_json::from_str(&text).unwrap();
+            assert_eq!(ts, Timestamp::from_nanos(millis * 1_000_000), "{text}");
+            let back: Timestamp =
+                serde_json::from_str(&serde_json::to_string(&ts).unwrap()).unwrap();
+            assert_eq!(back, ts, "{text}");
+        }
+        for seconds in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
+            assert_eq!(Timestamp::from_secs_f64(seconds), None, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn milliseconds() {
+        for (nanos, down, up) in [(0, 0, 0), (1, 0, 1_000_000), (1_000_000, 1_000_000, 1_000_000)] {
+            let ts = Timestamp::from_nanos(nanos);
+            assert_eq!(ts.truncated_to_millis().as_nanos(), down);
+            assert_eq!(ts.rounded_up_to_millis().as_nanos(), up);
+        }
+        Timestamp::from_nanos(u64::MAX).rounded_up_to_millis();
     }
 }

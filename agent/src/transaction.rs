@@ -1,8 +1,10 @@
 //! One HTTP exchange, as the pipeline produces it and `portcullis replay` reads it.
 
+use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::time::Timestamp;
 
@@ -81,25 +83,51 @@ impl Transaction {
 }
 
 /// Header fields in the order and case they were sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Headers(Vec<(String, String)>);
+///
+/// All text lies in one buffer, so that a message with many fields costs two allocations.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Name and value of each field in turn.
+    text: String,
+    /// Where each field's name and value end in `text`.
+    ends: Vec<(usize, usize)>,
+}
 
 impl Headers {
-    pub fn push(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.0.push((name.into(), value.into()));
+    /// Room for `fields` fields of `bytes` bytes in all.
+    pub fn with_capacity(fields: usize, bytes: usize) -> Self {
+        Self { text: String::with_capacity(bytes), ends: Vec::with_capacity(fields) }
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    pub fn push(&mut self, name: impl AsRef<str>, value: impl AsRef<str>) {
+        self.push_with(name.as_ref(), |text| text.push_str(value.as_ref()));
+    }
+
+    /// Adds a field whose value is what `write` appends to the string it is given. It must only
+    /// append.
+    pub(crate) fn push_with(&mut self, name: &str, write: impl FnOnce(&mut String)) {
+        self.text.push_str(name);
+        let name_end = self.text.len();
+        write(&mut self.text);
+        self.ends.push((name_end, self.text.len()));
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &str)> {
+        (0..self.ends.len()).filter_map(|index| self.field(index))
+    }
+
+    fn field(&self, index: usize) -> Option<(&str, &str)> {
+        let (name_end, value_end) = *self.ends.get(index)?;
+        let start = match index.checked_sub(1) {
+            Some(before) => self.ends.get(before)?.1,
+            None => 0,
+        };
+        Some((self.text.get(start..name_end)?, self.text.get(name_end..value_end)?))
     }
 
     /// The values of the fields called `name`, whatever its case (RFC 9110, section 5.1).
     pub fn all<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The value of the first field called `name`.
@@ -108,10 +136,69 @@ impl Headers {
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.ends.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.ends.is_empty()
+    }
+
+    /// Bytes allocated.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.text.capacity() + self.ends.capacity() * size_of::<(usize, usize)>()
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// An array of `[name, value]`.
+impl Serialize for Headers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Headers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Headers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of [name, value]")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Headers, A::Error> {
+                let mut headers = Headers::default();
+                while let Some((name, value)) = seq.next_element::<(String, String)>()? {
+                    headers.push(name, value);
+                }
+                Ok(headers)
+            }
+        }
+
+        deserializer.deserialize_seq(Fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Headers;
+
+    #[test]
+    fn headers_keep_order_case_repetition_and_empty_values() {
+        let json = r#"[["Host","shop"],["X","1"],["x",""],["","v"]]"#;
+        let headers: Headers = serde_json::from_str(json).unwrap();
+        assert_eq!(headers.len(), 4);
+        assert_eq!(headers.get("host"), Some("shop"));
+        assert_eq!(headers.all("X").collect::<Vec<_>>(), ["1", ""]);
+        assert_eq!(headers.iter().next_back(), Some(("", "v")));
+        assert_eq!(serde_json::to_string(&headers).unwrap(), json);
+        assert!(serde_json::from_str::<Headers>(r#"[["only a name"]]"#).is_err());
     }
 }

@@ -1,1 +1,6 @@
-//! capture
+//! Where plaintext comes from: the TLS libraries that processes map, the probes in them, and
+//! the events that the probes send.
+
+pub mod events;
+pub mod libraries;
+pub mod probes;

@@ -1,249 +1,109 @@
-//! The typed configuration: every value present, checked and in the pipeline's own types.
+//! Configuration: TOML in, a checked [`Config`] out, or every mistake at once with its place.
+//!
+//! `schema` declares each key where it is read; `section` reads tables key by key; `kinds` and
+//! `words` are the forms that values have. `reference` lists the keys from the same declarations.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+mod blocks;
+mod damage;
+mod kinds;
+mod problem;
+mod reference;
+mod schema;
+mod section;
+mod service;
+#[cfg(test)]
+mod tests;
+mod types;
+mod words;
 
-use ipnet::IpNet;
-use portcullis_common::names::capacity;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
-use crate::decision::Mode;
+use toml::de::DeTable;
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    pub mode: Mode,
-    /// Where packets are dropped. Never empty for `run`; empty is allowed for `replay`.
-    pub interfaces: Vec<String>,
-    pub kernel: Kernel,
-    pub capture: Capture,
-    pub guards: Guards,
-    pub services: Vec<Service>,
-    pub detect: Detect,
-    pub decide: Decide,
-    pub report: Report,
+pub use problem::{Invalid, Loaded, Problem};
+pub use reference::{KeyDoc, changes_that_need_restart, reference, reference_markdown};
+pub use types::*;
+
+use damage::Damage;
+use problem::Source;
+use section::Findings;
+
+/// Longest configuration that is read, in bytes.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What the configuration is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the agent, which needs interfaces.
+    Run,
+    /// To replay transactions, which needs none.
+    Replay,
 }
 
-/// What is fixed when the programs are loaded; a reload cannot change it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Kernel {
-    /// Where the programs attach.
-    pub attach: Attach,
-    pub pin_dir: PathBuf,
-    /// Entries of the deny map, `operator_reserve` among them.
-    pub max_blocks: u32,
-    /// Entries that only operators' blocks may use.
-    pub operator_reserve: u32,
-    pub max_allowed: u32,
+/// Reads and checks the configuration at `path`.
+///
+/// # Errors
+/// All mistakes, or why the file cannot be read.
+pub fn load(path: &Path, purpose: Purpose) -> Result<Loaded, Invalid> {
+    let file_name = path.display().to_string();
+    match read_bounded(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => parse(&text, &file_name, purpose),
+            Err(error) => Err(not_utf8(&error, &file_name)),
+        },
+        Err(error) => Err(Invalid {
+            problems: vec![Problem {
+                file: file_name,
+                line: None,
+                column: None,
+                key: String::new(),
+                message: format!("can't be read: {error}"),
+            }],
+        }),
+    }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attach {
-    /// XDP in the driver, else generic XDP, else TC.
-    #[default]
-    Auto,
-    XdpNative,
-    XdpGeneric,
-    /// TC, by tcx where the kernel has it, else by a clsact filter.
-    Tc,
-    Clsact,
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
+        return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(bytes)
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Capture {
-    pub enabled: bool,
-    /// Library files to attach to before any process maps them.
-    pub libraries: Vec<PathBuf>,
-    pub ring_bytes: u32,
-    pub max_connections: u32,
-    /// Longest kept piece of each body, in bytes.
-    pub body_excerpt: usize,
-    pub idle_timeout: Duration,
+fn not_utf8(error: &std::string::FromUtf8Error, file_name: &str) -> Invalid {
+    let valid = error.utf8_error().valid_up_to();
+    let text = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
+    let source = Source::new(file_name, &text);
+    let message = "not valid TOML: a byte that is not UTF-8".to_owned();
+    Invalid { problems: vec![source.problem(valid, "", message)] }
 }
 
-/// What no decision may touch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Guards {
-    pub allow: Vec<IpNet>,
-    /// Their `X-Forwarded-For` is believed; they are never blocked.
-    pub trusted_proxies: Vec<IpNet>,
-    pub failsafe_tcp_ports: Vec<u16>,
-    pub failsafe_udp_ports: Vec<u16>,
-}
-
-/// Part of the traffic with settings of its own: the first whose hosts and ports match.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Service {
-    pub name: Arc<str>,
-    /// Lower-case host names, `*.` at the front for any subdomain; empty for all.
-    pub hosts: Vec<String>,
-    /// Ports served on; empty for all.
-    pub ports: Vec<u16>,
-    /// `None`: as the whole installation.
-    pub mode: Option<Mode>,
-    pub logins: Vec<Login>,
-}
-
-/// A login endpoint that the vocabulary would not find or whose failures look like successes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Login {
-    /// `None`: any method that sends a body.
-    pub method: Option<String>,
-    /// Exact path, or a prefix that ends in `*`.
-    pub path: String,
-    /// Form or JSON field with the user name; `None`: the usual names.
-    pub user_field: Option<String>,
-    /// A response matching any of these is a failed login, beside the usual status codes.
-    pub failure: Vec<FailureMatch>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum FailureMatch {
-    Status(u16),
-    /// Text anywhere in the excerpt of the response's body.
-    BodyContains(String),
-    /// Text anywhere in the `Location` header.
-    LocationContains(String),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Detect {
-    /// Clients remembered per detector; the least recently seen goes first.
-    pub max_actors: usize,
-    pub request_rate: RequestRate,
-    pub credential_stuffing: CredentialStuffing,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct RequestRate {
-    pub enabled: bool,
-    /// Requests within `window` that one client may make.
-    pub requests: u32,
-    pub window: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct CredentialStuffing {
-    pub enabled: bool,
-    /// Failed logins within `window`, from one client …
-    pub failures: u32,
-    /// … with at least this many different user names …
-    pub distinct_users: u32,
-    /// … making up at least this share of its logins.
-    pub failure_ratio: f64,
-    pub window: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decide {
-    pub ttl: Duration,
-    /// Each further decision on a client within `memory` multiplies its TTL by this.
-    pub escalation: f64,
-    pub max_ttl: Duration,
-    pub memory: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Report {
-    pub control_socket: PathBuf,
-    /// Group that may use the control socket; `None`: only the agent's own user.
-    pub control_group: Option<String>,
-    /// `None`: no metrics endpoint.
-    pub metrics_listen: Option<SocketAddr>,
-    /// JSON event log; `None`: none.
-    pub event_log: Option<PathBuf>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Enforce,
-            interfaces: Vec::new(),
-            kernel: Kernel {
-                attach: Attach::Auto,
-                pin_dir: "/sys/fs/bpf/portcullis".into(),
-                max_blocks: capacity::DENY,
-                operator_reserve: 4_096,
-                max_allowed: capacity::ALLOW,
-            },
-            capture: Capture {
-                enabled: true,
-                libraries: Vec::new(),
-                ring_bytes: capacity::RING_BYTES,
-                max_connections: capacity::CONNECTIONS,
-                body_excerpt: 4_096,
-                idle_timeout: Duration::from_secs(120),
-            },
-            guards: Guards {
-                allow: Vec::new(),
-                trusted_proxies: Vec::new(),
-                failsafe_tcp_ports: vec![22],
-                failsafe_udp_ports: vec![68, 546],
-            },
-            services: Vec::new(),
-            detect: Detect {
-                max_actors: 100_000,
-                request_rate: RequestRate {
-                    enabled: true,
-                    requests: 3_000,
-                    window: Duration::from_secs(60),
-                },
-                credential_stuffing: CredentialStuffing {
-                    enabled: true,
-                    failures: 10,
-                    distinct_users: 5,
-                    failure_ratio: 0.8,
-                    window: Duration::from_secs(300),
-                },
-            },
-            decide: Decide {
-                ttl: Duration::from_secs(600),
-                escalation: 4.0,
-                max_ttl: Duration::from_secs(7 * 24 * 3600),
-                memory: Duration::from_secs(24 * 3600),
-            },
-            report: Report {
-                control_socket: "/run/portcullis/portcullis.sock".into(),
-                control_group: None,
-                metrics_listen: Some(([127, 0, 0, 1], 9464).into()),
-                event_log: None,
-            },
+/// Checks the configuration in `text`; `file_name` is how messages call it.
+///
+/// # Errors
+/// All mistakes, in the order of the file.
+pub fn parse(text: &str, file_name: &str, purpose: Purpose) -> Result<Loaded, Invalid> {
+    let source = Source::new(file_name, text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let damage = Damage::new(&errors, &source);
+    let mut findings = Findings::of_file(&source, &damage);
+    let mut config = Config::default();
+    findings.top(Some(table.get_ref()), |top| {
+        let interfaces = schema::read(top, &mut config);
+        if purpose == Purpose::Run && config.interfaces.is_empty() {
+            let message = "names no network interface: write for example interfaces = [\"eth0\"]";
+            top.missing(&interfaces.list, message.to_owned());
         }
-    }
-}
-
-impl Config {
-    /// The service that a request to `host` (without port, any case) on `port` belongs to.
-    pub fn service_of(&self, host: &str, port: Option<u16>) -> Option<&Service> {
-        self.services.iter().find(|service| service.covers(host, port))
-    }
-
-    /// The mode that holds for `service`.
-    pub fn mode_of(&self, service: Option<&str>) -> Mode {
-        service
-            .and_then(|name| self.services.iter().find(|s| &*s.name == name))
-            .and_then(|service| service.mode)
-            .unwrap_or(self.mode)
-    }
-
-    pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
-        self.guards.trusted_proxies.iter().any(|net| net.contains(&ip))
-    }
-}
-
-impl Service {
-    fn covers(&self, host: &str, port: Option<u16>) -> bool {
-        let host_matches = |pattern: &String| match pattern.strip_prefix("*.") {
-            Some(domain) => host
-                .len()
-                .checked_sub(domain.len())
-                .and_then(|cut| host.get(cut..).zip(host.get(..cut)))
-                .is_some_and(|(tail, head)| {
-                    tail.eq_ignore_ascii_case(domain) && head.len() > 1 && head.ends_with('.')
-                }),
-            None => host.eq_ignore_ascii_case(pattern),
-        };
-        (self.hosts.is_empty() || self.hosts.iter().any(host_matches))
-            && (self.ports.is_empty() || port.is_some_and(|port| self.ports.contains(&port)))
-    }
+    });
+    let Findings { mut problems, mut warnings, .. } = findings;
+    problems.retain(|problem| damage.spares(problem));
+    problems.extend(damage.problems);
+    let by_place = |problem: &Problem| (problem.line, problem.column);
+    problems.sort_by_key(by_place);
+    warnings.sort_by_key(by_place);
+    if problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(Invalid { problems }) }
 }

@@ -1,6 +1,10 @@
 //! Events into ordered bytes per connection and direction.
 
+mod position;
+
 use std::net::SocketAddr;
+
+pub use position::{Piece, Position};
 
 use crate::time::Timestamp;
 

@@ -9,10 +9,15 @@ pub fn coarse_now() -> u64 {
     nanos(ClockId::CLOCK_MONOTONIC_COARSE)
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds: what events are stamped with.
+pub fn monotonic_now() -> u64 {
+    nanos(ClockId::CLOCK_MONOTONIC)
+}
+
 /// What to add to `CLOCK_MONOTONIC`, which events are stamped with, for nanoseconds since the
 /// Unix epoch. Changes when the wall clock is set.
 pub fn wall_clock_offset() -> u64 {
-    nanos(ClockId::CLOCK_REALTIME).saturating_sub(nanos(ClockId::CLOCK_MONOTONIC))
+    nanos(ClockId::CLOCK_REALTIME).saturating_sub(monotonic_now())
 }
 
 fn nanos(clock: ClockId) -> u64 {

@@ -15,7 +15,7 @@ mod policy;
 pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, attach};
 pub use btf::{Btf, sock_offsets};
-pub use clock::{coarse_now, wall_clock_offset};
+pub use clock::{coarse_now, monotonic_now, wall_clock_offset};
 pub use counters::{Count, Counters, LossCounters, ReasonCounters};
 pub use load::{Loaded, OBJECT, load};
 pub use pins::{Detached, detach};

@@ -1,0 +1,367 @@
+//! Which TLS libraries do the running processes use, and can their plaintext be seen?
+//!
+//! Reads `/proc/PID/maps` (proc_pid_maps(5)), and opens each library through its process, so
+//! that the files of containers are found as well. What a process names and maps is its own
+//! choice: nothing here trusts it further than to read a bounded piece of a regular file.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use object::read::ReadCache;
+use object::{Object, ObjectSection, ObjectSymbol};
+
+/// Longest ELF file whose symbols are read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024 * 1024;
+/// Lines of one `maps` file that are read; the kernel's default limit of mappings.
+const MAX_MAPPINGS: usize = 65_530;
+
+/// What kind of TLS implementation a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stack {
+    OpenSsl3,
+    /// A `libssl` that is not OpenSSL 3: OpenSSL 1, LibreSSL or BoringSSL.
+    OtherLibSsl,
+    GnuTls,
+    Nss,
+    /// OpenSSL or a relative of it, linked into a program.
+    StaticOpenSsl,
+    /// The Go standard library, linked into a program.
+    Go,
+    /// A Java virtual machine, whose TLS is written in Java.
+    Java,
+}
+
+impl Stack {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OpenSsl3 => "OpenSSL 3",
+            Self::OtherLibSsl => "another libssl",
+            Self::GnuTls => "GnuTLS",
+            Self::Nss => "NSS",
+            Self::StaticOpenSsl => "OpenSSL or BoringSSL, built in",
+            Self::Go => "Go",
+            Self::Java => "Java",
+        }
+    }
+}
+
+/// One file, however many processes map it and by whatever name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LibraryFile {
+    /// A path that opens the file from here. It leads through a process when the file is in
+    /// another mount namespace or has been replaced, and then lives as long as the process.
+    pub path: PathBuf,
+    /// As the processes name it.
+    pub mapped_as: PathBuf,
+    pub dev: u64,
+    pub inode: u64,
+    pub stack: Stack,
+    /// Why its plaintext cannot be seen; `None` when it can.
+    pub problem: Option<String>,
+    /// In ascending order.
+    pub pids: Vec<u32>,
+}
+
+impl LibraryFile {
+    /// Its plaintext can be seen.
+    pub fn supported(&self) -> bool {
+        self.problem.is_none()
+    }
+}
+
+/// What a look at all processes found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// In order of path.
+    pub libraries: Vec<LibraryFile>,
+    /// Processes that could not be looked into, for lack of permission.
+    pub unreadable: usize,
+}
+
+/// Looks at every process under `proc`, normally `/proc`. With `programs`, also at the programs
+/// themselves for TLS that is linked in, which reads more files.
+///
+/// # Errors
+/// When `proc` cannot be listed. A process that ends meanwhile is left out.
+pub fn scan(proc: &Path, programs: bool) -> io::Result<Scan> {
+    let mut found: BTreeMap<FileId, Vec<Mapping>> = BTreeMap::new();
+    let mut unreadable = 0;
+    for pid in processes(proc)? {
+        let Process { libraries, denied } = scan_process(proc, pid);
+        unreadable += usize::from(denied);
+        for (id, mapping) in libraries {
+            found.entry(id).or_default().push(mapping);
+        }
+    }
+    let mut libraries: Vec<_> =
+        found.into_iter().filter_map(|(id, mappings)| identify(proc, &id, &mappings)).collect();
+    if programs {
+        libraries.extend(scan_programs(proc, &libraries)?);
+    }
+    libraries.sort_by(|a, b| (&a.path, a.inode).cmp(&(&b.path, b.inode)));
+    Ok(Scan { libraries, unreadable })
+}
+
+/// The TLS libraries of one process, as of this moment. Empty when it has ended.
+pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
+    let libraries = scan_process(proc, pid).libraries.into_iter();
+    libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping])).collect()
+}
+
+/// A library file by its path, whoever maps it.
+///
+/// # Errors
+/// When it is no regular file that can be opened.
+pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
+    let file = open_regular(path)?;
+    let meta = file.metadata()?;
+    let (stack, problem) = verdict(Stack::OtherLibSsl, file);
+    Ok(LibraryFile {
+        path: path.to_owned(),
+        mapped_as: path.to_owned(),
+        dev: meta.dev(),
+        inode: meta.ino(),
+        stack,
+        problem,
+        pids: Vec::new(),
+    })
+}
+
+/// Every process there is, in ascending order.
+fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
+    let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    Ok(fs::read_dir(proc)?.flatten().filter_map(pid).collect())
+}
+
+/// A file as `maps` names it: major and minor device number in hexadecimal, and inode.
+type FileId = (String, u64);
+
+/// Where a process maps a library.
+struct Mapping {
+    pid: u32,
+    /// The address range, as a name in `map_files`.
+    range: String,
+    path: PathBuf,
+    deleted: bool,
+    stack: Stack,
+}
+
+#[derive(Default)]
+struct Process {
+    libraries: BTreeMap<FileId, Mapping>,
+    denied: bool,
+}
+
+fn scan_process(proc: &Path, pid: u32) -> Process {
+    let file = match File::open(proc.join(pid.to_string()).join("maps")) {
+        Ok(file) => file,
+        Err(error) => {
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            return Process { denied, ..Process::default() };
+        }
+    };
+    let mut process = Process::default();
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    for _ in 0..MAX_MAPPINGS {
+        line.clear();
+        match reader.read_until(b'\n', &mut line) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) => {
+                process.denied = error.kind() == io::ErrorKind::PermissionDenied;
+                break;
+            }
+        }
+        if let Some((id, mapping)) = parse_mapping(pid, &line) {
+            process.libraries.entry(id).or_insert(mapping);
+        }
+    }
+    process
+}
+
+/// Reads a line like `7f00-7f10 r-xp 00000000 fe:01 4711      /usr/lib/libssl.so.3 (deleted)`.
+fn parse_mapping(pid: u32, line: &[u8]) -> Option<(FileId, Mapping)> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let slash = line.iter().position(|&byte| byte == b'/')?;
+    let (fields, name) = line.split_at_checked(slash)?;
+    let stripped = name.strip_suffix(b" (deleted)");
+    let path = Path::new(std::ffi::OsStr::from_bytes(stripped.unwrap_or(name)));
+    let stack = stack_of_name(path.file_name()?.to_str()?)?;
+    let mut fields = str::from_utf8(fields).ok()?.split_ascii_whitespace();
+    let range = fields.next()?.to_owned();
+    let dev = fields.nth(2)?.to_owned();
+    let inode = fields.next()?.parse().ok()?;
+    let path = path.to_owned();
+    Some(((dev, inode), Mapping { pid, range, path, deleted: stripped.is_some(), stack }))
+}
+
+/// What a library of this name holds at first sight.
+fn stack_of_name(name: &str) -> Option<Stack> {
+    let (stem, _) = name.split_once(".so")?;
+    // Wheels and similar packages add a hash to the name: `libssl-3e69114b.so.3`.
+    let is = |library: &str| {
+        stem.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if is("libssl") {
+        Some(Stack::OtherLibSsl)
+    } else if is("libgnutls") {
+        Some(Stack::GnuTls)
+    } else if is("libnspr4") || is("libnss3") || is("libssl3") {
+        Some(Stack::Nss)
+    } else if is("libjvm") {
+        Some(Stack::Java)
+    } else {
+        None
+    }
+}
+
+/// Opens the file through the first process that still lets us, and looks at what it really is.
+/// `None` when it is gone with its processes.
+fn identify(proc: &Path, (_, inode): &FileId, mappings: &[Mapping]) -> Option<LibraryFile> {
+    let first = mappings.first()?;
+    let mut library = LibraryFile {
+        path: first.path.clone(),
+        mapped_as: first.path.clone(),
+        dev: 0,
+        inode: *inode,
+        stack: first.stack,
+        problem: None,
+        pids: mappings.iter().map(|mapping| mapping.pid).collect(),
+    };
+    let mut failure = None;
+    for mapping in mappings {
+        match mapping.open(proc, *inode) {
+            Ok((path, file)) => {
+                library.dev = file.metadata().ok()?.dev();
+                library.path = path;
+                library.mapped_as.clone_from(&mapping.path);
+                (library.stack, library.problem) = verdict(mapping.stack, file);
+                return Some(library);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    library.problem = Some(format!("the file can't be opened: {}", failure?));
+    Some(library)
+}
+
+impl Mapping {
+    /// The plain path when it leads to the same file, for that outlives the process; else
+    /// through the process's root directory; else, for a file that has been replaced or deleted,
+    /// through the mapping itself, which takes `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
+    fn open(&self, proc: &Path, inode: u64) -> io::Result<(PathBuf, File)> {
+        let process = proc.join(self.pid.to_string());
+        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
+        let through_root = process.join("root").join(inside);
+        if !self.deleted
+            && let Ok(file) = open_regular(&through_root)
+        {
+            let there = file.metadata()?;
+            // Only inode numbers are compared with `maps`: on some file systems (btrfs,
+            // overlayfs) it shows another device number than stat(2).
+            if there.ino() == inode {
+                let same =
+                    |plain: &fs::Metadata| (plain.dev(), plain.ino()) == (there.dev(), there.ino());
+                let plain = fs::metadata(&self.path).is_ok_and(|meta| same(&meta));
+                return Ok((if plain { self.path.clone() } else { through_root }, file));
+            }
+        }
+        let through_mapping = process.join("map_files").join(&self.range);
+        let file = open_regular(&through_mapping)?;
+        Ok((through_mapping, file))
+    }
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK a named pipe in a container could hold the agent up.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Err(io::Error::other("not a regular file of a reasonable size"));
+    }
+    Ok(file)
+}
+
+fn verdict(stack: Stack, file: File) -> (Stack, Option<String>) {
+    match stack {
+        Stack::OtherLibSsl => match lib_ssl(file) {
+            Ok(true) => (Stack::OpenSsl3, None),
+            Ok(false) => {
+                let problem = "not OpenSSL 3: its plaintext is not seen yet";
+                (Stack::OtherLibSsl, Some(problem.to_owned()))
+            }
+            Err(error) => (Stack::OtherLibSsl, Some(format!("its symbols can't be read: {error}"))),
+        },
+        other => (other, Some(format!("{}: its plaintext is not seen yet", other.name()))),
+    }
+}
+
+/// Whether the file exports what only OpenSSL 3 does, beside the functions that are probed.
+fn lib_ssl(file: File) -> object::Result<bool> {
+    const NEEDED: [&[u8]; 5] =
+        [b"SSL_read", b"SSL_write", b"SSL_read_ex", b"SSL_write_ex", b"SSL_CTX_new_ex"];
+    let cache = ReadCache::new(file);
+    let elf = object::File::parse(&cache)?;
+    let names: BTreeSet<&[u8]> = elf
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_definition())
+        .filter_map(|symbol| symbol.name_bytes().ok())
+        .filter(|name| NEEDED.contains(name))
+        .collect();
+    Ok(names.len() == NEEDED.len())
+}
+
+/// Programs with TLS linked in. One that maps a TLS library as well is left to that.
+fn scan_programs(proc: &Path, libraries: &[LibraryFile]) -> io::Result<Vec<LibraryFile>> {
+    let known: BTreeSet<u32> = libraries.iter().flat_map(|lib| lib.pids.iter().copied()).collect();
+    let mut programs: HashMap<(u64, u64), Option<LibraryFile>> = HashMap::new();
+    for pid in processes(proc)? {
+        // A kernel thread has no program, and one that has ended needs no attention.
+        let link = proc.join(pid.to_string()).join("exe");
+        let Ok(meta) = fs::metadata(&link) else { continue };
+        if known.contains(&pid) {
+            continue;
+        }
+        let program = programs
+            .entry((meta.dev(), meta.ino()))
+            .or_insert_with(|| identify_program(&link, &meta));
+        if let Some(program) = program {
+            program.pids.push(pid);
+        }
+    }
+    Ok(programs.into_values().flatten().collect())
+}
+
+fn identify_program(link: &Path, meta: &fs::Metadata) -> Option<LibraryFile> {
+    let stack = program_stack(open_regular(link).ok()?).ok()??;
+    Some(LibraryFile {
+        path: link.to_owned(),
+        mapped_as: fs::read_link(link).unwrap_or_else(|_| link.to_owned()),
+        dev: meta.dev(),
+        inode: meta.ino(),
+        stack,
+        problem: Some(format!("{}: its plaintext is not seen yet", stack.name())),
+        pids: Vec::new(),
+    })
+}
+
+fn program_stack(file: File) -> object::Result<Option<Stack>> {
+    let cache = ReadCache::new(file);
+    let elf = object::File::parse(&cache)?;
+    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
+    if symbols.any(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(b"SSL_read")) {
+        return Ok(Some(Stack::StaticOpenSsl));
+    }
+    let mut sections = elf.sections();
+    let is_go = sections.any(|section| section.name_bytes() == Ok(b".go.buildinfo"));
+    Ok(is_go.then_some(Stack::Go))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,308 @@
+//! The probes in TLS libraries: one set per library file, attached before or soon after the
+//! first process maps it.
+//!
+//! A probe belongs to the file (its device and inode), so every process that maps the file
+//! later is seen from its first byte. All of it happens on a thread of its own, because
+//! attaching takes milliseconds.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::programs::BtfTracePoint;
+use aya::programs::uprobe::{UProbe, UProbeLinkId, UProbeScope};
+use aya::{Btf, Ebpf};
+use portcullis_common::names::program;
+
+use super::libraries::{self, LibraryFile};
+
+/// A function of the library: its entry program, and its symbol. All have the same return
+/// program.
+const FUNCTIONS: [(&str, &str); 5] = [
+    ("SSL_do_handshake", program::SSL_ENTER_HANDSHAKE),
+    ("SSL_read", program::SSL_ENTER_READ),
+    ("SSL_read_ex", program::SSL_ENTER_READ_EX),
+    ("SSL_write", program::SSL_ENTER_WRITE),
+    ("SSL_write_ex", program::SSL_ENTER_WRITE_EX),
+];
+
+const TRACEPOINTS: [&str; 4] =
+    [program::SOCK_SEND, program::SOCK_RECV, program::SOCK_STATE, program::EXEC];
+
+/// Where distributions put the library. Attached to at the start, so that no process that maps
+/// one of them has to be noticed first.
+const USUAL_PLACES: [&str; 7] = [
+    "/usr/lib/x86_64-linux-gnu/libssl.so.3",
+    "/usr/lib/aarch64-linux-gnu/libssl.so.3",
+    "/usr/lib64/libssl.so.3",
+    "/usr/lib/libssl.so.3",
+    "/usr/local/lib64/libssl.so.3",
+    "/usr/local/lib/libssl.so.3",
+    "/usr/local/ssl/lib64/libssl.so.3",
+];
+
+/// When to look at a process after it replaced its program: the dynamic loader maps the
+/// libraries a little later, and a program may load one itself later still.
+const LOOKS: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
+/// All processes are looked at this often, for what the looks above came too early for.
+const RESCAN: Duration = Duration::from_secs(10);
+/// Looks waiting at one time; more are left to the next rescan, and counted.
+const MAX_LOOKS: usize = 1_024;
+/// Library files with probes at one time; more are refused, and counted.
+const MAX_LIBRARIES: usize = 512;
+
+/// A library file with probes, or why it has none.
+#[derive(Clone, Debug)]
+pub struct Probed {
+    pub library: LibraryFile,
+    pub problem: Option<String>,
+}
+
+/// What the thread has done so far.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub probed: Vec<Probed>,
+    /// Processes that were not looked at because too many started at once.
+    pub looks_skipped: u64,
+    /// Libraries that were refused because too many have probes.
+    pub libraries_refused: u64,
+}
+
+impl State {
+    pub fn attached(&self) -> usize {
+        self.probed.iter().filter(|probed| probed.problem.is_none()).count()
+    }
+}
+
+/// The thread that attaches. Dropping it detaches everything.
+pub struct Probes {
+    requests: Option<SyncSender<u32>>,
+    state: Arc<Mutex<State>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Probes {
+    /// Attaches to what is there now, then goes on in the background.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a tracepoint; a library that can't be attached to
+    /// is no error but told in [`State`].
+    pub fn start(mut ebpf: Ebpf, proc: PathBuf, extra: Vec<PathBuf>) -> Result<Self> {
+        load_probes(&mut ebpf)?;
+        attach_tracepoints(&mut ebpf)?;
+        let state = Arc::new(Mutex::new(State::default()));
+        let (requests, received) = mpsc::sync_channel(MAX_LOOKS);
+        let mut attacher = Attacher {
+            ebpf,
+            proc,
+            state: Arc::clone(&state),
+            attached: HashMap::new(),
+            failed: HashSet::new(),
+        };
+        attacher.attach_files(&extra);
+        attacher.rescan();
+        let thread = std::thread::Builder::new()
+            .name("probes".into())
+            .spawn(move || attacher.run(&received))
+            .context("can't start the probe thread")?;
+        Ok(Self { requests: Some(requests), state, thread: Some(thread) })
+    }
+
+    /// A process has replaced its program.
+    pub fn process_started(&self, pid: u32) {
+        let Some(requests) = &self.requests else { return };
+        if let Err(TrySendError::Full(_)) = requests.try_send(pid) {
+            lock(&self.state).looks_skipped += 1;
+        }
+    }
+
+    pub fn state(&self) -> State {
+        lock(&self.state).clone()
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
+    // The state is only counters and lists that are whole after every statement.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
+    for name in FUNCTIONS.iter().map(|(_, name)| *name).chain([program::SSL_RETURN]) {
+        uprobe(ebpf, name)?
+            .load()
+            .with_context(|| format!("the verifier refuses the program {name}"))?;
+    }
+    Ok(())
+}
+
+fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs().context("can't read the kernel's BTF")?;
+    for name in TRACEPOINTS {
+        let tracepoint: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        tracepoint
+            .load(name, &btf)
+            .with_context(|| format!("the verifier refuses the program on {name}"))?;
+        tracepoint.attach().with_context(|| format!("can't attach to the tracepoint {name}"))?;
+    }
+    Ok(())
+}
+
+fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
+    let program =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+type FileId = (u64, u64);
+
+/// A look at a process that is still to come.
+struct Look {
+    due: Instant,
+    pid: u32,
+    round: usize,
+}
+
+struct Attacher {
+    ebpf: Ebpf,
+    proc: PathBuf,
+    state: Arc<Mutex<State>>,
+    attached: HashMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
+    /// Not tried again.
+    failed: HashSet<FileId>,
+}
+
+impl Attacher {
+    fn run(mut self, requests: &Receiver<u32>) {
+        let mut looks: VecDeque<Look> = VecDeque::new();
+        let mut next_rescan = Instant::now() + RESCAN;
+        loop {
+            let next_look = looks.iter().map(|look| look.due).min();
+            let wake = next_look.map_or(next_rescan, |due| due.min(next_rescan));
+            match requests.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(pid) => self.queue(&mut looks, pid, 0),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.look_at_due(&mut looks);
+            if Instant::now() >= next_rescan {
+                self.rescan();
+                next_rescan = Instant::now() + RESCAN;
+            }
+        }
+    }
+
+    fn queue(&self, looks: &mut VecDeque<Look>, pid: u32, round: usize) {
+        let Some(delay) = LOOKS.get(round) else { return };
+        if looks.len() >= MAX_LOOKS {
+            lock(&self.state).looks_skipped += 1;
+            return;
+        }
+        looks.push_back(Look { due: Instant::now() + *delay, pid, round });
+    }
+
+    fn look_at_due(&mut self, looks: &mut VecDeque<Look>) {
+        for _ in 0..looks.len() {
+            let Some(look) = looks.pop_front() else { return };
+            if look.due > Instant::now() {
+                looks.push_back(look);
+                continue;
+            }
+            for library in libraries::scan_one(&self.proc, look.pid) {
+                self.consider(library);
+            }
+            self.queue(looks, look.pid, look.round + 1);
+        }
+    }
+
+    fn rescan(&mut self) {
+        match libraries::scan(&self.proc, false) {
+            Ok(scan) => scan.libraries.into_iter().for_each(|library| self.consider(library)),
+            Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
+        }
+    }
+
+    fn attach_files(&mut self, extra: &[PathBuf]) {
+        let usual = USUAL_PLACES.iter().map(Path::new).filter(|path| path.exists());
+        for path in usual.chain(extra.iter().map(PathBuf::as_path)) {
+            match libraries::inspect(path) {
+                Ok(library) => self.consider(library),
+                Err(error) => tracing::warn!("can't attach to {}: {error}", path.display()),
+            }
+        }
+    }
+
+    /// Attaches to a library file that is supported and new.
+    fn consider(&mut self, library: LibraryFile) {
+        let id = (library.dev, library.inode);
+        if !library.supported() || self.attached.contains_key(&id) || self.failed.contains(&id) {
+            return;
+        }
+        if self.attached.len() + self.failed.len() >= MAX_LIBRARIES {
+            lock(&self.state).libraries_refused += 1;
+            return;
+        }
+        let problem = match self.attach(&library.path) {
+            Ok(links) => {
+                tracing::info!("reading TLS in {}", library.mapped_as.display());
+                self.attached.insert(id, links);
+                None
+            }
+            Err(error) => {
+                let problem = format!("{error:#}");
+                tracing::warn!("can't attach to {}: {problem}", library.mapped_as.display());
+                self.failed.insert(id);
+                Some(problem)
+            }
+        };
+        lock(&self.state).probed.push(Probed { library, problem });
+    }
+
+    /// Attaches to all functions or none.
+    fn attach(&mut self, path: &Path) -> Result<Vec<(&'static str, UProbeLinkId)>> {
+        let mut links = Vec::new();
+        for (symbol, entry) in FUNCTIONS {
+            // The return first: a call seen only at its return is no call at all.
+            for name in [program::SSL_RETURN, entry] {
+                let attached = uprobe(&mut self.ebpf, name).and_then(|probe| {
+                    probe
+                        .attach(symbol, path, UProbeScope::AllProcesses)
+                        .with_context(|| format!("{name} on {symbol}"))
+                });
+                match attached {
+                    Ok(link) => links.push((name, link)),
+                    Err(error) => {
+                        self.detach(links);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {
+        for (name, link) in links {
+            let detached = uprobe(&mut self.ebpf, name).and_then(|probe| Ok(probe.detach(link)?));
+            if let Err(error) = detached {
+                tracing::warn!("can't take a probe off: {error:#}");
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Every key of the configuration, declared where it is read: name, meaning, kind and range.
+
+use std::time::Duration;
+
+use portcullis_common::settings::MAX_FAILSAFE_PORTS;
+
+use crate::decision::Mode;
+
+use super::blocks;
+use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration};
+use super::section::{ListPlace, Place, Section, fixed, key};
+use super::service;
+use super::types::{
+    Attach, Capture, Config, CredentialStuffing, Decide, Detect, Guards, Kernel, Report,
+    RequestRate,
+};
+use super::words::{GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) const MODE: Choice<Mode> =
+    Choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)]);
+const ATTACH: Choice<Attach> = Choice(&[
+    ("auto", Attach::Auto),
+    ("xdp-native", Attach::XdpNative),
+    ("xdp-generic", Attach::XdpGeneric),
+    ("tc", Attach::Tc),
+    ("clsact", Attach::Clsact),
+]);
+pub(super) const PORT: Integer<u16> = Integer { min: 1, max: u16::MAX };
+const WINDOW: Span = Span { min: SECOND, max: DAY };
+
+/// Reads a whole file into `config`, which holds the defaults; returns what came of
+/// `interfaces`.
+pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
+    let doc = "Whether decisions are carried out or only logged.";
+    top.value(key("mode", doc), &MODE, &mut config.mode);
+    let doc = "Network interfaces on which packets are dropped.";
+    let interfaces = top.list(fixed("interfaces", doc), &INTERFACE, &mut config.interfaces);
+    let targets = blocks::read(top, &mut config.blocked);
+    top.table("kernel", |s| kernel(s, &mut config.kernel));
+    top.table("capture", |s| capture(s, &mut config.capture));
+    let mut guarded = None;
+    top.table("guards", |s| guarded = Some(guards(s, &mut config.guards)));
+    service::read(top, &mut config.services);
+    top.table("detect", |s| detect(s, &mut config.detect));
+    top.table("decide", |s| decide(s, &mut config.decide));
+    top.table("report", |s| report(s, &mut config.report));
+    if let Some(guarded) = guarded {
+        blocks::check_against_guards(top, &config.blocked, &targets, &config.guards, &guarded);
+        check_room_in_maps(top, config, &targets, &guarded);
+    }
+    interfaces
+}
+
+fn kernel(s: &mut Section, kernel: &mut Kernel) {
+    let doc = "Where the programs attach; `auto` takes the first that the interface can do.";
+    s.value(fixed("kernel.attach", doc), &ATTACH, &mut kernel.attach);
+    let doc = "Directory on a bpffs where maps and links are pinned.";
+    s.value(fixed("kernel.pin_dir", doc), &PATH, &mut kernel.pin_dir);
+    let doc = "Entries of the deny map.";
+    let entries = Integer { min: 1, max: 16_777_216 };
+    let max = s.value(fixed("kernel.max_blocks", doc), &entries, &mut kernel.max_blocks);
+    let doc = "Entries of the deny map that only operators' blocks may use.";
+    let entries = Integer { min: 0, max: 16_777_216 };
+    let reserve =
+        s.value(fixed("kernel.operator_reserve", doc), &entries, &mut kernel.operator_reserve);
+    if kernel.operator_reserve >= kernel.max_blocks {
+        let message = format!(
+            "kernel.operator_reserve is {} and kernel.max_blocks {}, but the reserve must be \
+             smaller: nothing would be left for detectors",
+            kernel.operator_reserve, kernel.max_blocks
+        );
+        s.conflict(&[&reserve, &max], message);
+    }
+    let doc = "Entries of the allow list in the kernel: `guards.allow`, `guards.trusted_proxies`, \
+               and the host's own addresses, gateways and resolvers.";
+    let entries = Integer { min: 64, max: 1_048_576 };
+    s.value(fixed("kernel.max_allowed", doc), &entries, &mut kernel.max_allowed);
+}
+
+fn capture(s: &mut Section, capture: &mut Capture) {
+    let doc = "Whether plaintext is read from TLS libraries at all.";
+    s.value(fixed("capture.enabled", doc), &Flag, &mut capture.enabled);
+    let doc = "Library files to attach to before any process maps them.";
+    s.list(fixed("capture.libraries", doc), &PATH, &mut capture.libraries);
+    // The ring buffer must be a power of two and whole pages; no page of Linux is longer than
+    // 64 KiB.
+    let ring = Bytes { min: 1 << 16, max: 1 << 30, power_of_two: true };
+    let doc = "Size of the ring buffer from the kernel.";
+    s.value(fixed("capture.ring_bytes", doc), &ring, &mut capture.ring_bytes);
+    let doc = "Connections followed at a time.";
+    let connections = Integer { min: 1, max: 1_048_576 };
+    s.value(fixed("capture.max_connections", doc), &connections, &mut capture.max_connections);
+    let doc = "Longest piece of each body that detectors see.";
+    let excerpt = Bytes { min: 0usize, max: 16_384, power_of_two: false };
+    s.value(key("capture.body_excerpt", doc), &excerpt, &mut capture.body_excerpt);
+    let doc = "Silence after which a connection is forgotten.";
+    let idle = Span { min: SECOND, max: DAY };
+    s.value(key("capture.idle_timeout", doc), &idle, &mut capture.idle_timeout);
+}
+
+/// What came of the lists that no block may touch.
+pub(super) struct Guarded {
+    pub(super) allow: ListPlace,
+    pub(super) trusted_proxies: ListPlace,
+}
+
+fn guards(s: &mut Section, guards: &mut Guards) -> Guarded {
+    let doc = "Clients that are never blocked.";
+    let allow = s.list(key("guards.allow", doc), &NETWORK, &mut guards.allow);
+    let doc = "Proxies whose `X-Forwarded-For` is believed; they are never blocked.";
+    let trusted_proxies =
+        s.list(key("guards.trusted_proxies", doc), &NETWORK, &mut guards.trusted_proxies);
+    let lists = [(&allow, &guards.allow), (&trusted_proxies, &guards.trusted_proxies)];
+    for (places, nets) in lists {
+        for (place, net) in places.entries.iter().zip(nets) {
+            if net.prefix_len() == 0 {
+                let message = format!("{net} covers every address: nothing would be blocked");
+                s.warn(place, message);
+            }
+        }
+    }
+    let doc = "TCP ports of this host on which no packet is ever dropped; at most 16.";
+    let ports =
+        s.list(key("guards.failsafe_tcp_ports", doc), &PORT, &mut guards.failsafe_tcp_ports);
+    check_port_count(s, &ports, &guards.failsafe_tcp_ports);
+    let doc = "UDP ports of this host on which no packet is ever dropped; at most 16.";
+    let ports =
+        s.list(key("guards.failsafe_udp_ports", doc), &PORT, &mut guards.failsafe_udp_ports);
+    check_port_count(s, &ports, &guards.failsafe_udp_ports);
+    Guarded { allow, trusted_proxies }
+}
+
+fn check_port_count(s: &mut Section, ports: &ListPlace, values: &[u16]) {
+    if values.len() > MAX_FAILSAFE_PORTS {
+        let count = values.len();
+        let message = format!("has {count} ports, but must have at most {MAX_FAILSAFE_PORTS}");
+        s.conflict(&[&ports.list], message);
+    }
+}
+
+fn check_room_in_maps(top: &mut Section, config: &Config, targets: &[Place], guarded: &Guarded) {
+    let Guarded { allow, trusted_proxies } = guarded;
+    let allowed = config.guards.allow.len().saturating_add(config.guards.trusted_proxies.len());
+    if exceeds(allowed, config.kernel.max_allowed) {
+        let message = format!(
+            "guards.allow and guards.trusted_proxies name {allowed} networks, but \
+             kernel.max_allowed is {}",
+            config.kernel.max_allowed
+        );
+        top.conflict(&[&allow.list, &trusted_proxies.list], message);
+    }
+    let blocked = config.blocked.len();
+    if let (Some(first), true) = (targets.first(), exceeds(blocked, config.kernel.max_blocks)) {
+        let message = format!(
+            "{blocked} targets are blocked, but kernel.max_blocks is {}",
+            config.kernel.max_blocks
+        );
+        top.conflict(&[first], message);
+    }
+}
+
+fn exceeds(count: usize, capacity: u32) -> bool {
+    u32::try_from(count).map_or(true, |count| count > capacity)
+}
+
+fn detect(s: &mut Section, detect: &mut Detect) {
+    let doc = "Clients remembered by each detector; the least recently seen is forgotten first.";
+    let actors = Integer { min: 1, max: 10_000_000 };
+    s.value(fixed("detect.max_actors", doc), &actors, &mut detect.max_actors);
+    s.table("detect.request_rate", |s| request_rate(s, &mut detect.request_rate));
+    s.table("detect.credential_stuffing", |s| {
+        credential_stuffing(s, &mut detect.credential_stuffing);
+    });
+}
+
+fn request_rate(s: &mut Section, rate: &mut RequestRate) {
+    let doc = "Whether clients that send too many requests are found.";
+    s.value(key("detect.request_rate.enabled", doc), &Flag, &mut rate.enabled);
+    let doc = "Requests that one client may make within `window`.";
+    let requests = Integer { min: 1, max: 1_000_000_000 };
+    s.value(key("detect.request_rate.requests", doc), &requests, &mut rate.requests);
+    let doc = "Time over which `requests` are counted.";
+    s.value(key("detect.request_rate.window", doc), &WINDOW, &mut rate.window);
+}
+
+fn credential_stuffing(s: &mut Section, stuffing: &mut CredentialStuffing) {
+    let doc = "Whether clients that try out stolen credentials are found.";
+    s.value(key("detect.credential_stuffing.enabled", doc), &Flag, &mut stuffing.enabled);
+    let doc = "Failed logins of one client within `window`";
+    let count = Integer { min: 1, max: 1_000_000 };
+    let failures =
+        s.value(key("detect.credential_stuffing.failures", doc), &count, &mut stuffing.failures);
+    let doc = "… with at least this many different user names";
+    let users = s.value(
+        key("detect.credential_stuffing.distinct_users", doc),
+        &count,
+        &mut stuffing.distinct_users,
+    );
+    if stuffing.distinct_users > stuffing.failures {
+        let message = format!(
+            "distinct_users is {} and failures {}, but distinct_users must not be larger: each \
+             failed login names one user",
+            stuffing.distinct_users, stuffing.failures
+        );
+        s.conflict(&[&users, &failures], message);
+    }
+    let doc = "… and making up at least this share of its logins.";
+    let ratio = Number { min: 0.0, max: 1.0 };
+    s.value(
+        key("detect.credential_stuffing.failure_ratio", doc),
+        &ratio,
+        &mut stuffing.failure_ratio,
+    );
+    let doc = "Time over which logins are counted.";
+    s.value(key("detect.credential_stuffing.window", doc), &WINDOW, &mut stuffing.window);
+}
+
+fn decide(s: &mut Section, decide: &mut Decide) {
+    let span = Span { min: SECOND, max: YEAR };
+    let doc = "How long the first decision on a client holds.";
+    let ttl = s.value(key("decide.ttl", doc), &span, &mut decide.ttl);
+    let doc = "Each further decision on a client within `memory` holds longer by this factor.";
+    let factor = Number { min: 1.0, max: 1_000.0 };
+    s.value(key("decide.escalation", doc), &factor, &mut decide.escalation);
+    let doc = "How long a decision holds at most.";
+    let max_ttl = s.value(key("decide.max_ttl", doc), &span, &mut decide.max_ttl);
+    if decide.max_ttl < decide.ttl {
+        let message = format!(
+            "decide.ttl is \"{}\" and decide.max_ttl \"{}\", but max_ttl must not be shorter",
+            duration(decide.ttl),
+            duration(decide.max_ttl)
+        );
+        s.conflict(&[&max_ttl, &ttl], message);
+    }
+    let doc = "How long a client's earlier decisions count.";
+    let memory = s.value(key("decide.memory", doc), &span, &mut decide.memory);
+    if decide.memory < decide.ttl {
+        let message = "is shorter than decide.ttl: a repeat offender is forgotten before its \
+                       first block ends";
+        s.warn(&memory, message.to_owned());
+    }
+}
+
+fn report(s: &mut Section, report: &mut Report) {
+    let doc = "Unix socket that commands such as `portcullis status` talk to.";
+    let socket =
+        s.value(fixed("report.control_socket", doc), &SOCKET_PATH, &mut report.control_socket);
+    let doc = "Group that may use the control socket, beside the agent's own user.";
+    s.value(fixed("report.control_group", doc), &OrEmpty(GROUP), &mut report.control_group);
+    let doc = "Where `/metrics` and `/healthz` are served.";
+    s.value(fixed("report.metrics_listen", doc), &OrEmpty(LISTEN), &mut report.metrics_listen);
+    let doc = "File that findings and decisions are appended to, as JSON Lines.";
+    let log = s.value(key("report.event_log", doc), &OrEmpty(PATH), &mut report.event_log);
+    if report.event_log.as_ref() == Some(&report.control_socket) {
+        let message = "report.event_log and report.control_socket are the same file".to_owned();
+        s.conflict(&[&log, &socket], message);
+    }
+}

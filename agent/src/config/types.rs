@@ -1,0 +1,280 @@
+//! The typed configuration: every value present, checked and in the pipeline's own types.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portcullis_common::names::capacity;
+
+use crate::decision::Mode;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub mode: Mode,
+    /// Where packets are dropped. Never empty for `run`; empty is allowed for `replay`.
+    pub interfaces: Vec<String>,
+    /// Permanent blocks of the operator, applied at start and at every reload.
+    pub blocked: Vec<StaticBlock>,
+    pub kernel: Kernel,
+    pub capture: Capture,
+    pub guards: Guards,
+    pub services: Vec<Service>,
+    pub detect: Detect,
+    pub decide: Decide,
+    pub report: Report,
+}
+
+/// A block that holds for as long as the configuration names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticBlock {
+    /// A single address, or the /64 of an IPv6 client; never on the allow list or a trusted proxy.
+    pub target: IpNet,
+    /// Shown beside the block.
+    pub reason: Option<String>,
+}
+
+/// What is fixed when the programs are loaded; a reload cannot change it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// Where the programs attach.
+    pub attach: Attach,
+    pub pin_dir: PathBuf,
+    /// Entries of the deny map, `operator_reserve` among them.
+    pub max_blocks: u32,
+    /// Entries that only operators' blocks may use.
+    pub operator_reserve: u32,
+    pub max_allowed: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// XDP in the driver, else generic XDP, else TC.
+    #[default]
+    Auto,
+    XdpNative,
+    XdpGeneric,
+    /// TC, by tcx where the kernel has it, else by a clsact filter.
+    Tc,
+    Clsact,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capture {
+    pub enabled: bool,
+    /// Library files to attach to before any process maps them.
+    pub libraries: Vec<PathBuf>,
+    pub ring_bytes: u32,
+    pub max_connections: u32,
+    /// Longest kept piece of each body, in bytes.
+    pub body_excerpt: usize,
+    pub idle_timeout: Duration,
+}
+
+/// What no decision may touch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guards {
+    pub allow: Vec<IpNet>,
+    /// Their `X-Forwarded-For` is believed; they are never blocked.
+    pub trusted_proxies: Vec<IpNet>,
+    pub failsafe_tcp_ports: Vec<u16>,
+    pub failsafe_udp_ports: Vec<u16>,
+}
+
+/// Part of the traffic with settings of its own: the first whose hosts and ports match.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub name: Arc<str>,
+    /// Lower-case host names, `*.` at the front for any subdomain; empty for all.
+    pub hosts: Vec<String>,
+    /// Ports served on; empty for all.
+    pub ports: Vec<u16>,
+    /// `None`: as the whole installation.
+    pub mode: Option<Mode>,
+    pub logins: Vec<Login>,
+}
+
+/// A login endpoint that the vocabulary would not find or whose failures look like successes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Login {
+    /// `None`: any method that sends a body.
+    pub method: Option<String>,
+    /// Exact path, or a prefix that ends in `*`.
+    pub path: String,
+    /// Form or JSON field with the user name; `None`: the usual names.
+    pub user_field: Option<String>,
+    /// A response matching any of these is a failed login, beside the usual status codes.
+    pub failure: Vec<FailureMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum FailureMatch {
+    Status(u16),
+    /// Text anywhere in the excerpt of the response's body.
+    BodyContains(String),
+    /// Text anywhere in the `Location` header.
+    LocationContains(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detect {
+    /// Clients remembered per detector; the least recently seen goes first.
+    pub max_actors: usize,
+    pub request_rate: RequestRate,
+    pub credential_stuffing: CredentialStuffing,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestRate {
+    pub enabled: bool,
+    /// Requests within `window` that one client may make.
+    pub requests: u32,
+    pub window: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct CredentialStuffing {
+    pub enabled: bool,
+    /// Failed logins within `window`, from one client …
+    pub failures: u32,
+    /// … with at least this many different user names …
+    pub distinct_users: u32,
+    /// … making up at least this share of its logins.
+    pub failure_ratio: f64,
+    pub window: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decide {
+    pub ttl: Duration,
+    /// Each further decision on a client within `memory` multiplies its TTL by this.
+    pub escalation: f64,
+    pub max_ttl: Duration,
+    pub memory: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    pub control_socket: PathBuf,
+    /// Group that may use the control socket; `None`: only the agent's own user.
+    pub control_group: Option<String>,
+    /// `None`: no metrics endpoint.
+    pub metrics_listen: Option<SocketAddr>,
+    /// JSON event log; `None`: none.
+    pub event_log: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Enforce,
+            interfaces: Vec::new(),
+            blocked: Vec::new(),
+            kernel: Kernel {
+                attach: Attach::Auto,
+                pin_dir: "/sys/fs/bpf/portcullis".into(),
+                max_blocks: capacity::DENY,
+                operator_reserve: 4_096,
+                max_allowed: capacity::ALLOW,
+            },
+            capture: Capture {
+                enabled: true,
+                libraries: Vec::new(),
+                ring_bytes: capacity::RING_BYTES,
+                max_connections: capacity::CONNECTIONS,
+                body_excerpt: 4_096,
+                idle_timeout: Duration::from_secs(120),
+            },
+            guards: Guards {
+                allow: Vec::new(),
+                trusted_proxies: Vec::new(),
+                failsafe_tcp_ports: vec![22],
+                failsafe_udp_ports: vec![68, 546],
+            },
+            services: Vec::new(),
+            detect: Detect {
+                max_actors: 100_000,
+                request_rate: RequestRate {
+                    enabled: true,
+                    requests: 3_000,
+                    window: Duration::from_secs(60),
+                },
+                credential_stuffing: CredentialStuffing {
+                    enabled: true,
+                    failures: 10,
+                    distinct_users: 5,
+                    failure_ratio: 0.8,
+                    window: Duration::from_secs(300),
+                },
+            },
+            decide: Decide {
+                ttl: Duration::from_secs(600),
+                escalation: 4.0,
+                max_ttl: Duration::from_secs(7 * 24 * 3600),
+                memory: Duration::from_secs(24 * 3600),
+            },
+            report: Report {
+                control_socket: "/run/portcullis/portcullis.sock".into(),
+                control_group: None,
+                metrics_listen: Some(([127, 0, 0, 1], 9464).into()),
+                event_log: None,
+            },
+        }
+    }
+}
+
+impl Config {
+    /// The service that a request to `host` (without port, any case) on `port` belongs to.
+    pub fn service_of(&self, host: &str, port: Option<u16>) -> Option<&Service> {
+        self.services.iter().find(|service| service.covers(host, port))
+    }
+
+    /// The mode that holds for `service`.
+    pub fn mode_of(&self, service: Option<&str>) -> Mode {
+        service
+            .and_then(|name| self.services.iter().find(|s| &*s.name == name))
+            .and_then(|service| service.mode)
+            .unwrap_or(self.mode)
+    }
+
+    pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
+        self.guards.trusted_proxies.iter().any(|net| net_covers(net, ip))
+    }
+
+    /// Whether the allow list names `ip`. Trusted proxies are a list of their own.
+    pub fn is_allowed(&self, ip: IpAddr) -> bool {
+        self.guards.allow.iter().any(|net| net_covers(net, ip))
+    }
+}
+
+/// Whether `net` covers `ip` as the kernel's allow list sees it: there an IPv4 address is its
+/// IPv4-mapped form, so that `::/0` covers it too.
+pub(super) fn net_covers(net: &IpNet, ip: IpAddr) -> bool {
+    match (net, ip.to_canonical()) {
+        (IpNet::V6(net), IpAddr::V4(ip)) => net.contains(&ip.to_ipv6_mapped()),
+        (net, ip) => net.contains(&ip),
+    }
+}
+
+impl Service {
+    /// Whether a request to `host` (without port, any case) on `port` belongs here.
+    pub fn covers(&self, host: &str, port: Option<u16>) -> bool {
+        // A name with the root's dot is the same name (RFC 1034, section 3.1), and clients send it.
+        let host = host.strip_suffix('.').unwrap_or(host);
+        (self.hosts.is_empty() || self.hosts.iter().any(|pattern| host_matches(pattern, host)))
+            && (self.ports.is_empty() || port.is_some_and(|port| self.ports.contains(&port)))
+    }
+}
+
+/// `*.example.com` covers every name below `example.com`, at any depth, and not itself.
+fn host_matches(pattern: &str, host: &str) -> bool {
+    let Some(domain) = pattern.strip_prefix("*.") else {
+        return host.eq_ignore_ascii_case(pattern);
+    };
+    host.len()
+        .checked_sub(domain.len())
+        .and_then(|cut| host.split_at_checked(cut))
+        .and_then(|(head, tail)| Some((head.strip_suffix('.')?, tail)))
+        .is_some_and(|(below, tail)| !below.is_empty() && tail.eq_ignore_ascii_case(domain))
+}

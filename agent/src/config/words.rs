@@ -1,0 +1,190 @@
+//! The forms of strings: paths, networks, names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::kinds::Word;
+
+/// `IFNAMSIZ` of Linux without the closing zero byte.
+const LONGEST_INTERFACE_NAME: usize = 15;
+/// `sun_path` of unix(7) without the closing zero byte.
+const LONGEST_SOCKET_PATH: usize = 107;
+/// Longest name of a service: it is a label in metrics.
+const LONGEST_SERVICE_NAME: usize = 64;
+
+fn no_hint(_: &str) -> Option<String> {
+    None
+}
+
+const fn text(allowed: &'static str, parse: fn(&str) -> Option<String>) -> Word<String> {
+    Word { allowed, parse, hint: no_hint, render: String::clone, repetition_is_wrong: true }
+}
+
+fn keep(text: &str, holds: bool) -> Option<String> {
+    holds.then(|| text.to_owned())
+}
+
+pub(super) const TEXT: Word<String> =
+    text("a string that is not empty", |text| keep(text, !text.is_empty()));
+
+/// The names that the kernel's `dev_valid_name` takes.
+pub(super) const INTERFACE: Word<String> =
+    text("the name of a network interface, of 1 to 15 bytes", |name| {
+        let fits =
+            (1..=LONGEST_INTERFACE_NAME).contains(&name.len()) && name != "." && name != "..";
+        keep(
+            name,
+            fits && !name.chars().any(|c| matches!(c, '/' | ':' | '\0') || c.is_whitespace()),
+        )
+    });
+
+pub(super) const SERVICE_NAME: Word<String> =
+    text("a name of 1 to 64 letters, digits, '-', '_' and '.'", |name| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        keep(name, (1..=LONGEST_SERVICE_NAME).contains(&name.len()) && name.bytes().all(plain))
+    });
+
+/// Group names as groupadd(8) takes them.
+pub(super) const GROUP: Word<String> = text("the name of a group", |name| {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    keep(name, (1..=32).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(plain))
+});
+
+/// Methods are case-sensitive tokens (RFC 9110, section 9.1); all registered ones are upper-case.
+pub(super) const METHOD: Word<String> = text("an HTTP method in capital letters", |method| {
+    keep(method, !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-'))
+});
+
+pub(super) const LOGIN_PATH: Word<String> =
+    text("a path that begins with '/' and has no query, with '*' only at its end", |path| {
+        let stem = path.strip_suffix('*').unwrap_or(path);
+        let plain = !stem.contains(|c: char| matches!(c, '*' | '?' | '#') || c.is_whitespace());
+        keep(path, stem.starts_with('/') && plain)
+    });
+
+pub(super) const HOST: Word<String> = Word {
+    allowed: "a host name without port, or \"*.\" and a domain",
+    parse: host,
+    hint: |text| match text {
+        "*" => Some("leave `hosts` out for all hosts".to_owned()),
+        _ if text.contains("://") => Some("write the name alone, without the scheme".to_owned()),
+        _ => None,
+    },
+    render: String::clone,
+    repetition_is_wrong: true,
+};
+
+/// A name in lower case and without the root's dot, an IPv4 address, or an IPv6 address in
+/// brackets as in the `Host` header (RFC 3986, section 3.2.2).
+fn host(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    if let Some(literal) = text.strip_prefix('[') {
+        let address = literal.strip_suffix(']')?.parse::<std::net::Ipv6Addr>();
+        return address.ok().map(|address| format!("[{address}]"));
+    }
+    let text = text.strip_suffix('.').unwrap_or(&text);
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    // '_' is not in RFC 1123's host names, but in those of many containers.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| {
+        let hyphens_inside = !label.starts_with('-') && !label.ends_with('-');
+        (1..=63).contains(&label.len()) && hyphens_inside && label.bytes().all(plain)
+    };
+    keep(text, name.len() <= 253 && name.split('.').all(label))
+}
+
+pub(super) const PATH: Word<PathBuf> = Word {
+    allowed: "an absolute path without \"..\"",
+    parse: path,
+    hint: no_hint,
+    render: |path| path.to_string_lossy().into_owned(),
+    repetition_is_wrong: true,
+};
+
+pub(super) const SOCKET_PATH: Word<PathBuf> = Word {
+    allowed: "an absolute path without \"..\", of at most 107 bytes",
+    parse: |text| path(text).filter(|_| text.len() <= LONGEST_SOCKET_PATH),
+    ..PATH
+};
+
+fn path(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let plain = path.components().all(|part| part != Component::ParentDir) && !text.contains('\0');
+    (path.is_absolute() && plain).then(|| path.to_owned())
+}
+
+pub(super) const LISTEN: Word<SocketAddr> = Word {
+    allowed: "an IP address and a port such as \"127.0.0.1:9464\" or \"[::]:9464\"",
+    parse: |text| text.parse().ok(),
+    hint: no_hint,
+    render: SocketAddr::to_string,
+    repetition_is_wrong: true,
+};
+
+/// Lists of networks are often put together by programs, and overlap.
+pub(super) const NETWORK: Word<IpNet> = Word {
+    allowed: "an IP address, or a network such as \"192.0.2.0/24\" or \"2001:db8::/32\"",
+    parse: |text| network(text).filter(|net| *net == net.trunc()),
+    hint: |text| network(text).map(|net| host_bits(&net)),
+    render: network_text,
+    repetition_is_wrong: false,
+};
+
+pub(super) const BLOCK_TARGET: Word<IpNet> = Word {
+    allowed: "a client's IP address, or an IPv6 /64 network",
+    parse: |text| {
+        let client = |net: &IpNet| *net == net.trunc() && is_blockable(net) && may_be_client(net);
+        network(text).filter(client)
+    },
+    hint: |text| {
+        let net = network(text)?;
+        Some(if net != net.trunc() {
+            host_bits(&net)
+        } else if !is_blockable(&net) {
+            format!("a /{} can't be blocked yet", net.prefix_len())
+        } else {
+            "no client has this address".to_owned()
+        })
+    },
+    render: network_text,
+    repetition_is_wrong: true,
+};
+
+/// The prefix lengths that the deny map has keys for.
+fn is_blockable(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+        || matches!(net, IpNet::V6(net) if net.prefix_len() == 64)
+}
+
+fn may_be_client(net: &IpNet) -> bool {
+    let ip = net.addr();
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    // This covers ::/64 as well, which holds the IPv4-mapped form of every IPv4 address.
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
+}
+
+/// IPv4-mapped networks are taken for the IPv4 networks they stand for.
+fn network(text: &str) -> Option<IpNet> {
+    let net = match text.parse::<IpAddr>() {
+        Ok(ip) => IpNet::from(ip),
+        Err(_) => text.parse::<IpNet>().ok()?,
+    };
+    let mapped = match net {
+        IpNet::V6(net) => net.addr().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    let v4 = mapped.and_then(|(addr, prefix_len)| Ipv4Net::new(addr, prefix_len).ok());
+    Some(v4.map_or(net, IpNet::V4))
+}
+
+fn host_bits(net: &IpNet) -> String {
+    let (network, address) = (net.trunc(), net.addr());
+    format!("it has bits set after its prefix, write \"{network}\" or \"{address}\"")
+}
+
+/// A single address without its prefix length, as people write it.
+pub(super) fn network_text(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}

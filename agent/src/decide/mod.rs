@@ -1,0 +1,470 @@
+//! Findings → decisions: guards, escalation, and one decision at a time on one subject.
+//!
+//! While a drop of a subject is in force, the same detector makes no second one, and another
+//! only one that lasts longer. A decision that is merely observed stands in the way of none that
+//! is enforced. Where a drop is impossible — a guard holds, or the client came through a trusted
+//! proxy — the decision is an `alert`, one per subject and detector for as long as the drop
+//! would have been in force.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::config::Config;
+use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Subject};
+use crate::finding::Finding;
+use crate::time::Timestamp;
+
+mod book;
+mod guards;
+mod strikes;
+
+#[cfg(test)]
+mod tests;
+
+pub use guards::{Guard, Guarded, HostGuards};
+
+use book::Book;
+use guards::Guards;
+use strikes::Strikes;
+
+/// `detector` of the decisions that an operator makes.
+pub const OPERATOR: &str = "operator";
+
+/// `detector` of blocks found in the kernel of which nothing else is known.
+pub const RECOVERED: &str = "recovered";
+
+/// The TTL of a decision that holds until it is lifted: a hundred years, since the format asks
+/// for a number.
+pub const UNTIL_LIFTED: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A decision that has been ended, with the line that says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lifted {
+    pub lift: Lift,
+    pub decision: Decision,
+}
+
+/// Which decisions to lift.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    Id(&'a str),
+    Subject(&'a Subject),
+}
+
+/// Why there is no block.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    #[error("{} can't be blocked: {by}", shown(target))]
+    Guarded { target: IpNet, by: Guarded },
+    #[error("{0} can't be blocked: only single addresses and IPv6 /64 networks can be")]
+    Unsupported(IpNet),
+    #[error("{} can't be blocked: the block list is full with {limit} entries", shown(target))]
+    Full { target: IpNet, limit: usize },
+}
+
+/// What was left undone, or forgotten before its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Findings on subjects that a decision was in force on.
+    pub covered: u64,
+    /// Drops not decided because as many are in force as the kernel has room for.
+    pub no_room: u64,
+    /// Alerts and observed decisions forgotten to make room for others.
+    pub noted_evicted: u64,
+    /// Repeat offenders forgotten to make room for others.
+    pub strikes_evicted: u64,
+}
+
+impl Counters {
+    pub fn named(&self) -> [(&'static str, u64); 4] {
+        [
+            ("findings_covered", self.covered),
+            ("decisions_no_room", self.no_room),
+            ("decisions_noted_evicted", self.noted_evicted),
+            ("strikes_evicted", self.strikes_evicted),
+        ]
+    }
+}
+
+pub struct Decider {
+    config: Arc<Config>,
+    host: HostGuards,
+    guards: Guards,
+    seed: u64,
+    decided: u64,
+    /// Drops that the kernel carries out: never evicted.
+    enforced: Book,
+    /// Alerts and observed drops, remembered so as not to repeat them.
+    noted: Book,
+    strikes: Strikes,
+    counters: Counters,
+}
+
+/// What is to be decided about a finding.
+struct Plan {
+    subject: Subject,
+    action: Action,
+    mode: Mode,
+    guard: Option<Guard>,
+    ttl_s: u64,
+    /// Earlier decisions that the TTL escalates from.
+    ended: u32,
+}
+
+impl Decider {
+    /// Decisions' ids depend on `seed` and on what is decided only: the same findings in the same
+    /// order have the same ids. Two installations, or two runs of one, need different seeds to
+    /// have different ids.
+    pub fn new(config: Arc<Config>, host: HostGuards, seed: u64) -> Self {
+        Self {
+            guards: Guards::new(&config, &host),
+            enforced: Book::new(capacity(config.kernel.max_blocks)),
+            noted: Book::new(config.detect.max_actors.max(1)),
+            strikes: Strikes::new(config.detect.max_actors),
+            config,
+            host,
+            seed,
+            decided: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Adopts `config`. Lifts what it guards, and detectors' drops where it only observes.
+    pub fn reconfigure(&mut self, config: Arc<Config>, now: Timestamp) -> Vec<Lifted> {
+        self.enforced.set_limit(capacity(config.kernel.max_blocks));
+        self.noted.set_limit(config.detect.max_actors.max(1));
+        self.make_room_to_note(0);
+        self.strikes.set_limit(config.detect.max_actors);
+        self.config = config;
+        self.apply_guards(now)
+    }
+
+    /// Adopts other addresses of the host, and lifts what they guard.
+    pub fn set_host(&mut self, host: HostGuards, now: Timestamp) -> Vec<Lifted> {
+        self.host = host;
+        self.apply_guards(now)
+    }
+
+    fn apply_guards(&mut self, now: Timestamp) -> Vec<Lifted> {
+        self.guards = Guards::new(&self.config, &self.host);
+        let (guards, config) = (&self.guards, &self.config);
+        let lifted = self.enforced.take_any(|decision| {
+            let guarded = decision.subject.network().is_some_and(|net| guards.of(net).is_some());
+            let observed = decision.detector != OPERATOR
+                && config.mode_of(decision.service.as_deref()) == Mode::Observe;
+            guarded || observed
+        });
+        lifted.into_iter().map(|decision| lifted_at(decision, now)).collect()
+    }
+
+    /// The decision that `finding` calls for; `None` while one in force covers it, or when there
+    /// is no room (counted).
+    pub fn decide(&mut self, finding: &Finding) -> Option<Decision> {
+        let plan = self.plan(finding);
+        if self.covering(finding, &plan).is_some() {
+            self.counters.covered = self.counters.covered.saturating_add(1);
+            return None;
+        }
+        if !self.make_room(&plan, finding.ts) {
+            self.counters.no_room = self.counters.no_room.saturating_add(1);
+            return None;
+        }
+        let decision = self.write(finding, &plan);
+        let end = end_of(&decision);
+        if decision.action == Action::Drop {
+            self.strikes.note(&plan.subject, plan.mode, plan.ended, end);
+        }
+        self.hold(decision.clone(), end);
+        Some(decision)
+    }
+
+    /// Until when findings like `finding` lead to no decision.
+    pub fn covered_until(&self, finding: &Finding) -> Option<Timestamp> {
+        self.covering(finding, &self.plan(finding))
+    }
+
+    /// An operator's block of `target`, for `ttl` or until it is lifted. It is enforced whatever
+    /// the mode, since it was asked for by hand; the guards hold for it too. An earlier one of the
+    /// same target is replaced: lift that first to have it logged.
+    pub fn operator_block(
+        &mut self,
+        target: IpNet,
+        ttl: Option<Duration>,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Decision, Refused> {
+        let target = guards::canonical(target);
+        let subject = subject_of(target).ok_or(Refused::Unsupported(target))?;
+        self.check_guards(target)?;
+        self.enforced.expire(now);
+        if self.enforced.is_full() {
+            return Err(Refused::Full { target, limit: self.enforced.len() });
+        }
+        let ts = now.rounded_up_to_millis();
+        let decision = Decision {
+            ts,
+            id: self.next_id(ts, &subject, OPERATOR),
+            action: Action::Drop,
+            subject,
+            service: None,
+            ttl_s: strikes::whole_seconds(ttl.unwrap_or(UNTIL_LIFTED)).max(1),
+            detector: OPERATOR.to_owned(),
+            owasp: String::new(),
+            score: 1.0,
+            reason: reason.to_owned(),
+            evidence: Map::new(),
+            mode: Mode::Enforce,
+        };
+        self.hold(decision.clone(), end_of(&decision));
+        Ok(decision)
+    }
+
+    /// Takes over a decision of an earlier run: one from its log, or [`recovered`] from the
+    /// kernel. On refusal the kernel's entry should go as well.
+    pub fn restore(&mut self, decision: Decision, now: Timestamp) -> Result<(), Refused> {
+        let end = end_of(&decision);
+        if end <= now {
+            return Ok(());
+        }
+        if is_enforced(&decision) {
+            let Some(target) = decision.subject.network() else { return Ok(()) };
+            self.check_guards(target)?;
+            if self.enforced.is_full() {
+                return Err(Refused::Full { target, limit: self.enforced.len() });
+            }
+        } else {
+            self.make_room_to_note(1);
+        }
+        if decision.action == Action::Drop && decision.detector != OPERATOR {
+            let (subject, mode) = (&decision.subject, decision.mode);
+            let ended = self.strikes.ended(subject, mode, now, &self.config.decide);
+            self.strikes.note(subject, mode, ended, end);
+        }
+        self.hold(decision, end);
+        Ok(())
+    }
+
+    /// Ends decisions before their time. A client whose block is lifted starts anew: the next
+    /// one is as short as the first.
+    pub fn lift(&mut self, which: Which<'_>, now: Timestamp) -> Vec<Lifted> {
+        let mut lifted = Vec::new();
+        for book in [&mut self.enforced, &mut self.noted] {
+            book.expire(now);
+            lifted.extend(match which {
+                Which::Id(id) => book.take_any(|decision| decision.id == id),
+                Which::Subject(subject) => book.take(subject, |_| true),
+            });
+        }
+        for decision in &lifted {
+            self.strikes.forget(&decision.subject);
+        }
+        lifted.into_iter().map(|decision| lifted_at(decision, now)).collect()
+    }
+
+    /// Forgets decisions that have ended, and strikes that no longer count.
+    pub fn expire(&mut self, now: Timestamp) {
+        self.enforced.expire(now);
+        self.noted.expire(now);
+        self.strikes.expire(now, self.config.decide.memory);
+    }
+
+    /// Every decision that has not ended, as of the last [`expire`](Self::expire); in no
+    /// particular order.
+    pub fn in_force(&self) -> impl Iterator<Item = &Decision> {
+        self.enforced.iter().chain(self.noted.iter())
+    }
+
+    /// When the last enforced drop of `subject` ends, if that is after `now`: until then the
+    /// kernel has to drop it, even when a shorter decision ends earlier.
+    pub fn dropped_until(&self, subject: &Subject, now: Timestamp) -> Option<Timestamp> {
+        self.enforced.covered_until(subject, now, |_| true)
+    }
+
+    pub fn counters(&self) -> Counters {
+        Counters { strikes_evicted: self.strikes.evicted(), ..self.counters }
+    }
+
+    /// Clients remembered as offenders.
+    pub fn offenders(&self) -> usize {
+        self.strikes.len()
+    }
+
+    fn plan(&self, finding: &Finding) -> Plan {
+        let config = &*self.config;
+        let subject = Subject::client(finding.actor.ip);
+        let mode = config.mode_of(finding.service.as_deref());
+        let service = finding
+            .service
+            .as_deref()
+            .and_then(|name| config.services.iter().find(|service| &*service.name == name));
+        let guard = match subject.network().and_then(|net| self.guards.of(net)) {
+            Some(guarded) => Some(guarded.guard),
+            None => Guards::failsafe_only(config, service).then_some(Guard::FailsafePorts),
+        };
+        let action = match (guard, finding.actor.via) {
+            (None, None) => Action::Drop,
+            _ => Action::Alert,
+        };
+        let ended = match action {
+            Action::Drop => self.strikes.ended(&subject, mode, finding.ts, &config.decide),
+            Action::Alert => 0,
+        };
+        let ttl_s = strikes::ttl_s(&config.decide, ended);
+        Plan { subject, action, mode, guard, ttl_s, ended }
+    }
+
+    fn covering(&self, finding: &Finding, plan: &Plan) -> Option<Timestamp> {
+        let detector = finding.detector.as_str();
+        let covers = |held: &Decision| {
+            held.action == plan.action
+                && match plan.action {
+                    Action::Drop => held.detector == detector || held.ttl_s >= plan.ttl_s,
+                    Action::Alert => held.detector == detector,
+                }
+        };
+        let held_by = |book: &Book| book.covered_until(&plan.subject, finding.ts, covers);
+        match (plan.action, plan.mode) {
+            (Action::Drop, Mode::Enforce) => held_by(&self.enforced),
+            (Action::Drop, Mode::Observe) => held_by(&self.enforced).max(held_by(&self.noted)),
+            (Action::Alert, _) => held_by(&self.noted),
+        }
+    }
+
+    fn write(&mut self, finding: &Finding, plan: &Plan) -> Decision {
+        // Rounded up, so that the request that made the finding is not after its own decision.
+        let ts = finding.ts.rounded_up_to_millis();
+        let mut evidence = finding.evidence.clone();
+        let guard = plan.guard.map(|guard| ("guard".to_owned(), json!(guard.as_str())));
+        let via = finding.actor.via.map(|via| ("via".to_owned(), Value::from(via.to_string())));
+        evidence.extend(guard.into_iter().chain(via));
+        Decision {
+            ts,
+            id: self.next_id(ts, &plan.subject, finding.detector.as_str()),
+            action: plan.action,
+            subject: plan.subject.clone(),
+            service: finding.service.clone(),
+            ttl_s: plan.ttl_s,
+            detector: finding.detector.to_string(),
+            owasp: finding.owasp.to_owned(),
+            score: finding.score,
+            reason: finding.reason.clone(),
+            evidence,
+            mode: plan.mode,
+        }
+    }
+
+    /// The first 64 bits of SHA-256 over all that makes the decision what it is.
+    fn next_id(&mut self, ts: Timestamp, subject: &Subject, detector: &str) -> String {
+        let target = subject.network().map(|net| net.to_string()).unwrap_or_default();
+        let (seed, number) = (self.seed, self.decided);
+        self.decided = self.decided.wrapping_add(1);
+        let text = format!("{seed}\n{}\n{target}\n{detector}\n{number}", ts.as_nanos());
+        let digest = Sha256::digest(text.as_bytes());
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Whether there is room for another decision; the operators' reserve is none.
+    fn make_room(&mut self, plan: &Plan, now: Timestamp) -> bool {
+        match (plan.action, plan.mode) {
+            (Action::Drop, Mode::Enforce) => {
+                let kernel = &self.config.kernel;
+                let room = capacity(kernel.max_blocks.saturating_sub(kernel.operator_reserve));
+                if self.enforced.len() >= room {
+                    self.enforced.expire(now);
+                }
+                self.enforced.len() < room
+            }
+            (Action::Drop, Mode::Observe) | (Action::Alert, _) => {
+                self.make_room_to_note(1);
+                true
+            }
+        }
+    }
+
+    fn make_room_to_note(&mut self, new: usize) {
+        let limit = self.config.detect.max_actors.max(1);
+        while self.noted.len().saturating_add(new) > limit && self.noted.take_first().is_some() {
+            self.counters.noted_evicted = self.counters.noted_evicted.saturating_add(1);
+        }
+    }
+
+    fn hold(&mut self, decision: Decision, end: Timestamp) {
+        let book = if is_enforced(&decision) { &mut self.enforced } else { &mut self.noted };
+        book.insert(decision, end);
+    }
+
+    fn check_guards(&self, target: IpNet) -> Result<(), Refused> {
+        match self.guards.of(target) {
+            Some(by) => Err(Refused::Guarded { target, by }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The decision that a block found in the kernel stands for, when no log knows it. `rule_id` is
+/// the number that [`Decision::rule_id`] gives its id.
+pub fn recovered(
+    target: IpNet,
+    rule_id: u64,
+    remaining: Option<Duration>,
+    now: Timestamp,
+) -> Decision {
+    let target = guards::canonical(target);
+    Decision {
+        ts: now.truncated_to_millis(),
+        id: format!("{rule_id:016x}"),
+        action: Action::Drop,
+        subject: subject_of(target).unwrap_or(Subject { ip: None, cidr: Some(target) }),
+        service: None,
+        ttl_s: strikes::whole_seconds(remaining.unwrap_or(UNTIL_LIFTED)),
+        detector: RECOVERED.to_owned(),
+        owasp: String::new(),
+        score: 1.0,
+        reason: "a block that an earlier run of the agent left in the kernel".to_owned(),
+        evidence: Map::new(),
+        mode: Mode::Enforce,
+    }
+}
+
+/// The subject that a block of `target` names, if the kernel can block it.
+pub fn subject_of(target: IpNet) -> Option<Subject> {
+    if target.prefix_len() == target.max_prefix_len() {
+        return Some(Subject { ip: Some(target.addr()), cidr: None });
+    }
+    match target {
+        IpNet::V6(net) if net.prefix_len() == 64 => {
+            Some(Subject { ip: None, cidr: Some(target.trunc()) })
+        }
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    }
+}
+
+fn end_of(decision: &Decision) -> Timestamp {
+    decision.ts.saturating_add(Duration::from_secs(decision.ttl_s))
+}
+
+fn is_enforced(decision: &Decision) -> bool {
+    match (decision.action, decision.mode) {
+        (Action::Drop, Mode::Enforce) => true,
+        (Action::Drop, Mode::Observe) | (Action::Alert, _) => false,
+    }
+}
+
+fn lifted_at(decision: Decision, now: Timestamp) -> Lifted {
+    let ts = now.truncated_to_millis();
+    let lift = Lift { ts, id: decision.id.clone(), action: LiftAction::Lift };
+    Lifted { lift, decision }
+}
+
+fn capacity(entries: u32) -> usize {
+    usize::try_from(entries).unwrap_or(usize::MAX)
+}
+
+/// A single address without its prefix length.
+fn shown(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}

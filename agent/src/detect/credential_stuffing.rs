@@ -1,0 +1,233 @@
+//! `credential_stuffing`: one client tries the credentials of many users, and most fail (OWASP
+//! API2:2023).
+//!
+//! Three thresholds must be reached together within the window: failed logins, different user
+//! names among them, and the share of logins that failed. The last is what tells an attack from
+//! an office behind one address, the second from one person who forgot a password.
+
+use std::hash::RandomState;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::actors::{ActorKey, ActorTable};
+use super::distinct::Distinct;
+use super::login::{Endpoint, Outcome};
+use super::slots::{SlotClock, Slots};
+use super::{Counter, Detector, Seen, counter, user_name};
+use crate::config::{self, Config};
+use crate::finding::{DetectorName, Finding};
+use crate::time::Timestamp;
+
+const NAME: DetectorName = DetectorName::CredentialStuffing;
+
+/// User names told apart per client, at most; a higher `distinct_users` means this many.
+pub const MAX_DISTINCT_USERS: usize = 1_024;
+
+/// User names told apart per client, at least, so that the evidence says more than the
+/// threshold.
+const MIN_DISTINCT_USERS: usize = 64;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Logins {
+    failed: u32,
+    succeeded: u32,
+}
+
+#[derive(Default)]
+struct State {
+    logins: Slots<Logins>,
+    /// Names of users whose login failed.
+    users: Distinct,
+    quiet_until: Timestamp,
+}
+
+pub(super) struct CredentialStuffing {
+    clock: SlotClock,
+    window: Duration,
+    actors: ActorTable<State>,
+    /// Hashes mean nothing outside this process.
+    key: RandomState,
+    too_late: u64,
+    without_user: u64,
+    findings: u64,
+}
+
+impl CredentialStuffing {
+    pub fn new(config: &Config) -> Self {
+        let window = config.detect.credential_stuffing.window;
+        Self {
+            clock: SlotClock::new(window),
+            window,
+            actors: ActorTable::new(config.detect.max_actors),
+            key: RandomState::new(),
+            too_late: 0,
+            without_user: 0,
+            findings: 0,
+        }
+    }
+
+    /// Adds a failed login; returns what is now known of its client.
+    fn count_failure(&mut self, seen: &Seen<'_>, endpoint: &Endpoint<'_>) -> Option<&mut State> {
+        let slot = self.clock.slot(seen.tx.ts);
+        let state = self.actors.seen(seen.key, seen.tx.ts, State::default);
+        let Some(logins) = state.logins.at(slot) else {
+            self.too_late = self.too_late.saturating_add(1);
+            return None;
+        };
+        logins.failed = logins.failed.saturating_add(1);
+        match user_name::hashed(seen.tx, endpoint.user_field(), &self.key) {
+            Some(user) => {
+                let threshold = threshold(&seen.config.detect.credential_stuffing);
+                let limit = threshold.clamp(MIN_DISTINCT_USERS, MAX_DISTINCT_USERS);
+                state.users.note(user, slot, limit);
+            }
+            None => self.without_user = self.without_user.saturating_add(1),
+        }
+        Some(state)
+    }
+
+    fn count_success(&mut self, seen: &Seen<'_>) {
+        let slot = self.clock.slot(seen.tx.ts);
+        let state = self.actors.seen(seen.key, seen.tx.ts, State::default);
+        match state.logins.at(slot) {
+            Some(logins) => logins.succeeded = logins.succeeded.saturating_add(1),
+            None => self.too_late = self.too_late.saturating_add(1),
+        }
+    }
+}
+
+impl Detector for CredentialStuffing {
+    fn name(&self) -> DetectorName {
+        NAME
+    }
+
+    fn reconfigure(&mut self, config: &Config) {
+        let settings = &config.detect.credential_stuffing;
+        let clock = SlotClock::new(settings.window);
+        if clock != self.clock || !settings.enabled {
+            self.actors.clear();
+        }
+        self.clock = clock;
+        self.window = settings.window;
+        self.actors.set_limit(config.detect.max_actors);
+    }
+
+    fn observe(&mut self, seen: &Seen<'_>, out: &mut Vec<Finding>) {
+        let settings = &seen.config.detect.credential_stuffing;
+        if !settings.enabled {
+            return;
+        }
+        let Some(endpoint) = Endpoint::of(seen.tx, seen.service) else { return };
+        match endpoint.outcome(seen.tx) {
+            None => return,
+            Some(Outcome::Success) => return self.count_success(seen),
+            Some(Outcome::Failure) => {}
+        }
+        let window = self.window;
+        let Some(state) = self.count_failure(seen, &endpoint) else { return };
+        if seen.tx.ts < state.quiet_until {
+            return;
+        }
+        let measured = Measured::of(state);
+        if !measured.reaches(settings) {
+            return;
+        }
+        state.logins.reset();
+        state.users.reset();
+        state.quiet_until = seen.tx.ts.saturating_add(window);
+        self.findings = self.findings.saturating_add(1);
+        out.push(measured.finding(seen, &endpoint));
+    }
+
+    fn quiet(&mut self, key: &ActorKey, until: Timestamp) {
+        if let Some(state) = self.actors.peek_mut(key) {
+            state.quiet_until = until;
+        }
+    }
+
+    fn forget(&mut self, key: &ActorKey) {
+        self.actors.remove(key);
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        self.actors.expire(now, self.window);
+    }
+
+    fn actors(&self) -> usize {
+        self.actors.len()
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        [
+            (counter::ACTORS_EVICTED, self.actors.evicted()),
+            (counter::TOO_LATE, self.too_late),
+            (counter::LOGINS_WITHOUT_USER, self.without_user),
+            (counter::FINDINGS, self.findings),
+        ]
+        .map(|(name, value)| Counter { name, detector: NAME, value })
+        .to_vec()
+    }
+}
+
+/// The threshold of user names that can be told apart.
+fn threshold(settings: &config::CredentialStuffing) -> usize {
+    usize::try_from(settings.distinct_users).unwrap_or(usize::MAX).min(MAX_DISTINCT_USERS)
+}
+
+/// One client's logins within the window.
+struct Measured {
+    failed: u64,
+    logins: u64,
+    users: usize,
+}
+
+impl Measured {
+    fn of(state: &State) -> Self {
+        let failed = state.logins.counts().map(|n| u64::from(n.failed)).sum();
+        let succeeded: u64 = state.logins.counts().map(|n| u64::from(n.succeeded)).sum();
+        let users = state.users.count(state.logins.oldest());
+        Self { failed, logins: succeeded.saturating_add(failed), users }
+    }
+
+    fn failure_ratio(&self) -> f64 {
+        self.failed as f64 / self.logins.max(1) as f64
+    }
+
+    fn reaches(&self, settings: &config::CredentialStuffing) -> bool {
+        self.failed >= u64::from(settings.failures)
+            && self.users >= threshold(settings)
+            && self.failure_ratio() >= settings.failure_ratio
+    }
+
+    /// 0.9 when the thresholds are just reached and every login failed; the share of failures
+    /// takes from it, what goes beyond both counts adds to it.
+    fn score(&self, settings: &config::CredentialStuffing) -> f64 {
+        let failures = self.failed as f64 / f64::from(settings.failures.max(1));
+        let users = self.users as f64 / threshold(settings).max(1) as f64;
+        (1.0 - 0.1f64.powf(failures.min(users))) * self.failure_ratio()
+    }
+
+    fn finding(&self, seen: &Seen<'_>, endpoint: &Endpoint<'_>) -> Finding {
+        let settings = &seen.config.detect.credential_stuffing;
+        let window_s = settings.window.as_secs_f64();
+        let Self { failed, logins, users } = self;
+        let reason = format!(
+            "{failed} of {logins} logins within {window_s} s failed, with {users} different user names"
+        );
+        let ratio = (self.failure_ratio() * 1e3).round() / 1e3;
+        let mut finding = seen.finding(NAME, self.score(settings), reason);
+        finding.evidence.extend([
+            ("endpoint".to_owned(), json!(endpoint.name)),
+            ("logins".to_owned(), json!(logins)),
+            ("failures".to_owned(), json!(failed)),
+            ("failures_threshold".to_owned(), json!(settings.failures)),
+            ("distinct_users".to_owned(), json!(users)),
+            ("distinct_users_threshold".to_owned(), json!(threshold(settings))),
+            ("failure_ratio".to_owned(), json!(ratio)),
+            ("failure_ratio_threshold".to_owned(), json!(settings.failure_ratio)),
+            ("window_s".to_owned(), json!(window_s)),
+        ]);
+        finding
+    }
+}

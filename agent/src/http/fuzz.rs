@@ -1,0 +1,174 @@
+//! What the fuzzer and the replay of its seeds run.
+//!
+//! The input is a list of chunks. Each begins with a control byte: bit 0 the side, bits 1 and 2
+//! the connection, bit 3: a byte follows with how many bytes were lost before, bit 4: … came
+//! before, bit 5: … were cut off at the end; bit 6: the connection closes after it; bit 7: a
+//! minute passes before it. Then the length (one byte) and the bytes.
+
+use std::time::Duration;
+
+use super::{Counter, CredentialKey, Http, Settings};
+use crate::flow::{Chunk, Side};
+use crate::time::Timestamp;
+use crate::transaction::Transaction;
+
+#[derive(Clone, Debug)]
+struct Record<'a> {
+    side: Side,
+    connection: u8,
+    lost: u8,
+    repeated: u8,
+    cut: u8,
+    closes: bool,
+    waits: bool,
+    data: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    fn take(input: &mut &'a [u8]) -> Option<Self> {
+        let control = byte(input)?;
+        let mut optional = |bit: u8| if control & bit == 0 { 0 } else { byte(input).unwrap_or(0) };
+        let (lost, repeated, cut) = (optional(8), optional(16), optional(32));
+        let length = usize::from(byte(input)?).min(input.len());
+        let (data, rest) = input.split_at_checked(length)?;
+        *input = rest;
+        Some(Self {
+            side: if control & 1 == 0 { Side::Read } else { Side::Write },
+            connection: (control >> 1) & 3,
+            lost,
+            repeated,
+            cut,
+            closes: control & 64 != 0,
+            waits: control & 128 != 0,
+            data,
+        })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.lost == 0 && self.repeated == 0 && self.cut == 0 && !self.waits
+    }
+}
+
+fn byte(input: &mut &[u8]) -> Option<u8> {
+    let (&first, rest) = input.split_first()?;
+    *input = rest;
+    Some(first)
+}
+
+/// Small bounds, so that short inputs reach them.
+fn settings() -> Settings {
+    Settings {
+        max_connections: 3,
+        body_excerpt: 16,
+        idle_timeout: Duration::from_secs(120),
+        max_head_bytes: 512,
+        max_pipelined: 4,
+        max_buffered_bytes: 64 * 1024,
+        response_patience: Duration::from_secs(2),
+    }
+}
+
+/// Runs the records, each cut into pieces of `step` bytes.
+fn run(records: &[Record<'_>], step: usize) -> (Http, Vec<Transaction>) {
+    let settings = settings();
+    let mut http = Http::new(settings.clone(), CredentialKey::unkeyed());
+    let mut out = Vec::new();
+    let mut positions = [[0_u64; 2]; 4];
+    let mut now = Timestamp::from_nanos(1_700_000_000_000_000_000);
+    for record in records {
+        if record.waits {
+            now = now.saturating_add(Duration::from_secs(60));
+            http.expire(now, &mut out);
+        }
+        let Some(position) = positions
+            .get_mut(usize::from(record.connection))
+            .and_then(|sides| sides.get_mut(usize::from(record.side == Side::Write)))
+        else {
+            continue;
+        };
+        *position = (*position + u64::from(record.lost)).saturating_sub(u64::from(record.repeated));
+        let mut rest = record.data;
+        loop {
+            let (data, after) = rest.split_at_checked(step).unwrap_or((rest, b""));
+            rest = after;
+            let cut = if rest.is_empty() { u64::from(record.cut) } else { 0 };
+            let len = data.len() as u64 + cut;
+            http.chunk(
+                &Chunk {
+                    connection: u64::from(record.connection),
+                    side: record.side,
+                    ts: now,
+                    local: ([192, 0, 2, 1], 443).into(),
+                    remote: ([198, 51, 100, 7], 50_000).into(),
+                    pid: 1,
+                    comm: "fuzz",
+                    offset: *position,
+                    len,
+                    data,
+                },
+                &mut out,
+            );
+            *position += len;
+            assert!(http.connections() <= settings.max_connections);
+            assert!(http.buffered_bytes() <= settings.max_buffered_bytes);
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if record.closes {
+            http.closed(u64::from(record.connection), now, &mut out);
+            if let Some(sides) = positions.get_mut(usize::from(record.connection)) {
+                *sides = [0; 2];
+            }
+        }
+    }
+    for connection in 0..4 {
+        http.closed(connection, now, &mut out);
+    }
+    assert_eq!((http.connections(), http.buffered_bytes()), (0, 0));
+    (http, out)
+}
+
+/// Reads chunks from `input`.
+///
+/// # Panics
+///
+/// If a bound does not hold, a transaction is not as documented, or the same bytes give other
+/// transactions when they are cut elsewhere.
+pub fn fuzz_entry(input: &[u8]) {
+    let mut rest = input;
+    let records: Vec<_> = std::iter::from_fn(|| Record::take(&mut rest)).collect();
+    let (http, transactions) = run(&records, usize::MAX);
+    assert_eq!(transactions.len() as u64, http.counts().get(Counter::Transactions));
+    for transaction in &transactions {
+        check(transaction);
+    }
+    // What depends on where chunks begin: connections joined midway. And what depends on how
+    // much is kept for how long: evictions.
+    let exempt = [
+        Counter::JoinedMidway,
+        Counter::NotHttp,
+        Counter::EvictedConnections,
+        Counter::EvictedForMemory,
+    ];
+    for step in [1, 7] {
+        let (cut, again) = run(&records, step);
+        let comparable = |http: &Http| exempt.iter().all(|&c| http.counts().get(c) == 0);
+        if records.iter().all(Record::is_whole) && comparable(&http) && comparable(&cut) {
+            assert_eq!(transactions, again);
+            assert_eq!(http.counts(), cut.counts());
+        }
+    }
+}
+
+fn check(transaction: &Transaction) {
+    let excerpt = settings().body_excerpt;
+    for body in [&transaction.req_body, &transaction.resp_body].into_iter().flatten() {
+        // A replaced byte takes three.
+        assert!(!body.is_empty() && body.len() <= 3 * excerpt);
+    }
+    assert!(transaction.status.is_none_or(|status| (100..1000).contains(&status)));
+    assert_eq!(transaction.status.is_some(), transaction.duration_ms.is_some());
+    assert!(transaction.status.is_some() || transaction.resp_headers.is_empty());
+    assert!(!transaction.method.is_empty() && !transaction.path.is_empty());
+}

@@ -1,0 +1,252 @@
+//! The first bytes of a connection: which protocol, and which side asks.
+
+use super::counts::{Counter, Counts};
+use super::head::begins_with_request_line;
+use crate::flow::{Piece, Side};
+
+/// Start of the client's connection preface of HTTP/2 (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// Longer tokens are no method.
+const MAX_METHOD: usize = 32;
+
+/// A connection whose protocol is not known yet.
+#[derive(Debug, Default)]
+pub struct Opening {
+    read: End,
+    write: End,
+    /// Its start was not seen or was not a request. Then only a chunk that begins with a request
+    /// line tells which side asks, and responses cannot be paired.
+    midway: bool,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    /// First bytes, too few to tell. Never more than a method's length.
+    bytes: Vec<u8>,
+    glimpse: Glimpse,
+}
+
+/// How the latest chunk of a side began, on a connection joined midway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Glimpse {
+    #[default]
+    Nothing,
+    Response,
+    Other,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    /// HTTP/1 requests on the side of the chunk. `bytes` came before it, `answer` on the other
+    /// side; neither was read.
+    Requests {
+        bytes: Vec<u8>,
+        answer: Vec<u8>,
+    },
+    /// HTTP/1 requests on the side of the chunk, from its beginning; nobody knows which
+    /// responses are theirs.
+    RequestsMidway,
+    Http2,
+}
+
+impl Opening {
+    pub fn look(&mut self, side: Side, piece: &Piece<'_>, counts: &mut Counts) -> Found {
+        if !self.midway {
+            let reason = match self.look_at_start(side, piece) {
+                Ok(found) => return found,
+                Err(reason) => reason,
+            };
+            counts.one(reason);
+            *self = Self { midway: true, ..Self::default() };
+        }
+        self.look_midway(side, piece.data)
+    }
+
+    /// The error is how a connection that did not begin with a request is counted.
+    fn look_at_start(&mut self, side: Side, piece: &Piece<'_>) -> Result<Found, Counter> {
+        if piece.missing_before > 0 {
+            return Err(Counter::JoinedMidway);
+        }
+        let (own, other) = match side {
+            Side::Read => (&mut self.read.bytes, &mut self.write.bytes),
+            Side::Write => (&mut self.write.bytes, &mut self.read.bytes),
+        };
+        let joined;
+        let seen = if own.is_empty() {
+            piece.data
+        } else {
+            joined = [own, piece.data].concat();
+            &joined
+        };
+        // Empty lines may come before a request (RFC 9112, section 2.2).
+        let blank = seen.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let seen = seen.get(blank..).unwrap_or_default();
+        match Start::of(seen) {
+            Start::Short if piece.missing_after == 0 => {
+                *own = seen.to_vec();
+                Ok(Found::Nothing)
+            }
+            Start::Short | Start::Response => Err(Counter::JoinedMidway),
+            Start::Request => {
+                Ok(Found::Requests { bytes: std::mem::take(own), answer: std::mem::take(other) })
+            }
+            Start::Http2 => Ok(Found::Http2),
+            Start::Other => Err(Counter::NotHttp),
+        }
+    }
+
+    fn look_midway(&mut self, side: Side, data: &[u8]) -> Found {
+        if data.is_empty() {
+            return Found::Nothing;
+        }
+        let (own, other) = match side {
+            Side::Read => (&mut self.read, &self.write),
+            Side::Write => (&mut self.write, &self.read),
+        };
+        own.glimpse = match Start::of(data) {
+            Start::Http2 => return Found::Http2,
+            Start::Response => Glimpse::Response,
+            // Beside a side that does not speak as a server, this may be part of a body.
+            Start::Request if other.glimpse != Glimpse::Other && begins_with_request_line(data) => {
+                return Found::RequestsMidway;
+            }
+            Start::Request | Start::Short | Start::Other => Glimpse::Other,
+        };
+        Found::Nothing
+    }
+}
+
+/// How a stream of bytes starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// Too few bytes to tell.
+    Short,
+    Request,
+    Response,
+    Http2,
+    Other,
+}
+
+impl Start {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [] => return Self::Short,
+            // A server's first SETTINGS frame on stream 0 (RFC 9113, section 6.5).
+            [0, _, _, 4, 0, 0, 0, 0, 0, ..] => return Self::Http2,
+            [0, ..] if bytes.len() < 9 => return Self::Short,
+            _ => {}
+        }
+        if bytes.starts_with(HTTP2_PREFACE) {
+            return Self::Http2;
+        }
+        if bytes.starts_with(b"HTTP/") {
+            return Self::Response;
+        }
+        if HTTP2_PREFACE.starts_with(bytes) || b"HTTP/".starts_with(bytes) {
+            return Self::Short;
+        }
+        match bytes.iter().take(MAX_METHOD).position(|&byte| !is_token(byte)) {
+            Some(1..) if bytes.iter().find(|&&byte| !is_token(byte)) == Some(&b' ') => {
+                Self::Request
+            }
+            None if bytes.len() < MAX_METHOD => Self::Short,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
+/// `tchar` (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Found, Opening, Start};
+    use crate::flow::Side::{Read, Write};
+    use crate::flow::{Piece, Side};
+    use crate::http::counts::{Counter, Counts};
+
+    #[test]
+    fn the_first_bytes_tell_the_protocol() {
+        let table: &[(&[u8], Start)] = &[
+            (b"", Start::Short),
+            (b"GE", Start::Short),
+            (b"GET /", Start::Request),
+            (b"P", Start::Short),
+            (b"PRI * HTTP/2.0\r\n", Start::Http2),
+            (b"PRI * HTTP/2", Start::Short),
+            (b"PRI * HTTP/1.1\r\n", Start::Request),
+            (b"HTTP", Start::Short),
+            (b"HTTP/1.1 200", Start::Response),
+            (b"HEAD /", Start::Request),
+            (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00", Start::Http2),
+            (b"\x00\x00\x12\x04", Start::Short),
+            (b"\x00\x00\x12\x05\x00\x00\x00\x00\x00\x00", Start::Other),
+            (b" GET /", Start::Other),
+            (b"{\"a\":1}", Start::Other),
+            (b"\x16\x03\x01", Start::Other),
+            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJ12 ", Start::Other),
+        ];
+        for (bytes, expected) in table {
+            assert_eq!(Start::of(bytes), *expected, "{bytes:?}");
+        }
+    }
+
+    fn look(chunks: &[(Side, u64, &str)]) -> (Found, Counts) {
+        let (mut opening, mut counts) = (Opening::default(), Counts::default());
+        let mut found = Found::Nothing;
+        for (side, missing_before, data) in chunks {
+            assert_eq!(found, Found::Nothing);
+            let data = data.as_bytes();
+            let piece = Piece { missing_before: *missing_before, data, ..Piece::default() };
+            found = opening.look(*side, &piece, &mut counts);
+        }
+        (found, counts)
+    }
+
+    #[test]
+    fn connections_that_begin_with_a_request_are_paired() {
+        let line = "GET / HTTP/1.1\r\n\r\n";
+        for chunks in [&[(Read, 0, line)][..], &[(Write, 0, line)]] {
+            let (found, counts) = look(chunks);
+            assert_eq!(found, Found::Requests { bytes: vec![], answer: vec![] });
+            assert_eq!(counts, Counts::default());
+        }
+        let (found, _) = look(&[(Read, 0, "\r\nG"), (Write, 0, "H"), (Read, 0, "ET /")]);
+        assert_eq!(found, Found::Requests { bytes: b"G".to_vec(), answer: b"H".to_vec() });
+    }
+
+    #[test]
+    fn connections_joined_midway_wait_for_a_request_line() {
+        let line = "GET / HTTP/1.1\r\n\r\n";
+        let response = "HTTP/1.1 200 OK\r\n";
+        let table: &[(&[(Side, u64, &str)], Found, Counter)] = &[
+            (&[(Read, 7, line)], Found::RequestsMidway, Counter::JoinedMidway),
+            (&[(Read, 7, "x"), (Read, 0, line)], Found::RequestsMidway, Counter::JoinedMidway),
+            (
+                &[(Write, 0, response), (Read, 0, line)],
+                Found::RequestsMidway,
+                Counter::JoinedMidway,
+            ),
+            (&[(Write, 0, "\x01"), (Read, 0, line)], Found::Nothing, Counter::NotHttp),
+            (
+                &[(Write, 0, "\x01"), (Read, 0, line), (Write, 0, response), (Read, 0, line)],
+                Found::RequestsMidway,
+                Counter::NotHttp,
+            ),
+            (
+                &[(Write, 0, "\x01"), (Read, 0, "PRI * HTTP/2.0\r\n")],
+                Found::Http2,
+                Counter::NotHttp,
+            ),
+        ];
+        for (chunks, expected, counter) in table {
+            let (found, counts) = look(chunks);
+            assert_eq!(found, *expected, "{chunks:?}");
+            assert_eq!(counts.get(*counter), 1, "{chunks:?}");
+        }
+    }
+}

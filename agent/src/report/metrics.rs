@@ -1,0 +1,264 @@
+//! A [`Snapshot`] in the Prometheus text format.
+//!
+//! The counters are owned by the kernel and the pipeline, so the collector turns their absolute
+//! values into metric families instead of adding differences to counters of its own.
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Registry, TextEncoder};
+
+use super::snapshot::{Name, Snapshot};
+
+/// Content type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Every metric there is. Labels take their values from fixed tables or the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    BuildInfo,
+    Uptime,
+    Interfaces,
+    Packets,
+    Bytes,
+    Blocks,
+    BlockCapacity,
+    BlockReserve,
+    BlockFailures,
+    Libraries,
+    Connections,
+    Actors,
+    Transactions,
+    Losses,
+    LostBytes,
+    Http,
+    Findings,
+    Decisions,
+    Guarded,
+    Reloads,
+    EventLog,
+}
+
+use Family::*;
+
+impl Family {
+    const ALL: [Family; 21] = [
+        BuildInfo,
+        Uptime,
+        Interfaces,
+        Packets,
+        Bytes,
+        Blocks,
+        BlockCapacity,
+        BlockReserve,
+        BlockFailures,
+        Libraries,
+        Connections,
+        Actors,
+        Transactions,
+        Losses,
+        LostBytes,
+        Http,
+        Findings,
+        Decisions,
+        Guarded,
+        Reloads,
+        EventLog,
+    ];
+
+    /// Name, help and labels.
+    const fn about(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        match self {
+            BuildInfo => ("portcullis_build_info", "Version of the agent.", &["version"]),
+            Uptime => ("portcullis_uptime_seconds", "Time since the agent started.", &[]),
+            Interfaces => (
+                "portcullis_interface_attached",
+                "Interfaces whose packets are checked.",
+                &["interface", "hook"],
+            ),
+            Packets => (
+                "portcullis_packets_total",
+                "Packets checked, by the reason they passed or were dropped for.",
+                &["reason"],
+            ),
+            Bytes => (
+                "portcullis_packet_bytes_total",
+                "Bytes of the packets checked, by the reason they passed or were dropped for.",
+                &["reason"],
+            ),
+            Blocks => ("portcullis_blocks", "Blocks in force.", &[]),
+            BlockCapacity => ("portcullis_blocks_capacity", "Blocks that there is room for.", &[]),
+            BlockReserve => (
+                "portcullis_blocks_operator_reserve",
+                "Part of the capacity that only operators may use.",
+                &[],
+            ),
+            BlockFailures => (
+                "portcullis_block_failures_total",
+                "Blocks that could not be written to the kernel.",
+                &[],
+            ),
+            Libraries => {
+                ("portcullis_tls_libraries_attached", "TLS library files with probes in them.", &[])
+            }
+            Connections => {
+                ("portcullis_connections", "Connections whose HTTP is being followed.", &[])
+            }
+            Actors => ("portcullis_actors", "Clients that the detectors remember.", &[]),
+            Transactions => {
+                ("portcullis_transactions_total", "HTTP requests paired with their response.", &[])
+            }
+            Losses => (
+                "portcullis_losses_total",
+                "Times that something could not be seen or followed.",
+                &["loss"],
+            ),
+            LostBytes => ("portcullis_lost_bytes_total", "Plaintext that went unseen.", &["loss"]),
+            Http => ("portcullis_http_total", "What the HTTP parser met.", &["kind"]),
+            Findings => ("portcullis_findings_total", "Findings by detector.", &["detector"]),
+            Decisions => ("portcullis_decisions_total", "Decisions by action.", &["action"]),
+            Guarded => (
+                "portcullis_decisions_guarded_total",
+                "Decisions that a guard forbade.",
+                &["guard"],
+            ),
+            Reloads => (
+                "portcullis_config_reloads_total",
+                "Times the configuration was read again.",
+                &["result"],
+            ),
+            EventLog => {
+                ("portcullis_event_log_events_total", "Events for the event log.", &["result"])
+            }
+        }
+    }
+
+    fn is_counter(self) -> bool {
+        self.about().0.ends_with("_total")
+    }
+
+    fn desc(self) -> prometheus::Result<Desc> {
+        let (name, help, labels) = self.about();
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        Desc::new(name.to_owned(), help.to_owned(), labels, Default::default())
+    }
+
+    fn samples(self, of: &Snapshot) -> Vec<Sample> {
+        match self {
+            BuildInfo => vec![Sample::new([of.version.as_str()], 1.0)],
+            Uptime => vec![Sample::new([], of.uptime_s)],
+            Interfaces => {
+                let sample = |i: &super::snapshot::Interface| {
+                    Sample::new([i.name.as_str(), i.hook.as_ref()], 1.0)
+                };
+                of.interfaces.iter().map(sample).collect()
+            }
+            Packets => by_name(&of.packets, |count| count.packets),
+            Bytes => by_name(&of.packets, |count| count.bytes),
+            Blocks => count(of.blocks.in_force),
+            BlockCapacity => count(of.blocks.capacity),
+            BlockReserve => count(of.blocks.operator_reserve),
+            BlockFailures => count(of.blocks.failed),
+            Libraries => count(of.libraries_attached),
+            Connections => count(of.connections),
+            Actors => count(of.actors),
+            Transactions => count(of.transactions),
+            Losses => by_name(&of.losses, |lost| lost.events),
+            LostBytes => by_name(&of.losses, |lost| lost.bytes),
+            Http => by_name(&of.http, |&count| count),
+            Findings => by_name(&of.findings, |&count| count),
+            Decisions => by_name(&of.decisions, |&count| count),
+            Guarded => by_name(&of.guarded, |&count| count),
+            Reloads => results("success", of.reloads.succeeded, of.reloads.failed),
+            EventLog => results("written", of.event_log.written, of.event_log.failed),
+        }
+    }
+
+    fn collect(self, of: &Snapshot) -> MetricFamily {
+        let (name, help, labels) = self.about();
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        let kind = if self.is_counter() { MetricType::COUNTER } else { MetricType::GAUGE };
+        family.set_field_type(kind);
+        family.set_metric(
+            self.samples(of).into_iter().map(|sample| sample.metric(kind, labels)).collect(),
+        );
+        family
+    }
+}
+
+/// One value with its labels' values, in the order of the family's labels.
+struct Sample {
+    labels: Vec<String>,
+    value: f64,
+}
+
+impl Sample {
+    fn new<const N: usize>(labels: [&str; N], value: f64) -> Self {
+        Self { labels: labels.map(str::to_owned).into(), value }
+    }
+
+    fn metric(self, kind: MetricType, names: &[&str]) -> Metric {
+        let pair = |(name, value): (&&str, String)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value);
+            pair
+        };
+        let mut metric = Metric::from_label(names.iter().zip(self.labels).map(pair).collect());
+        if kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(self.value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(self.value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    }
+}
+
+fn count(value: u64) -> Vec<Sample> {
+    vec![Sample::new([], value as f64)]
+}
+
+fn by_name<'a, T: 'a>(
+    values: impl IntoIterator<Item = (&'a Name, &'a T)>,
+    value: impl Fn(&T) -> u64,
+) -> Vec<Sample> {
+    values.into_iter().map(|(name, v)| Sample::new([name.as_ref()], value(v) as f64)).collect()
+}
+
+fn results(good: &str, succeeded: u64, failed: u64) -> Vec<Sample> {
+    vec![Sample::new([good], succeeded as f64), Sample::new(["failure"], failed as f64)]
+}
+
+struct SnapshotCollector {
+    descs: Vec<Desc>,
+    snapshot: Snapshot,
+}
+
+impl Collector for SnapshotCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        Family::ALL.into_iter().map(|family| family.collect(&self.snapshot)).collect()
+    }
+}
+
+/// The snapshot as Prometheus text.
+///
+/// # Errors
+/// When a name in the table is not a valid metric or label name.
+pub fn render(snapshot: Snapshot) -> prometheus::Result<String> {
+    let descs = Family::ALL.into_iter().map(Family::desc).collect::<Result<_, _>>()?;
+    let registry = Registry::new();
+    registry.register(Box::new(SnapshotCollector { descs, snapshot }))?;
+    TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+use super::*;
+use crate::decision::Mode;
+use crate::report::snapshot::{
+    Blocks as BlocksOf, EventLogCount, Interface, Lost, Packets as PacketsOf, Reloads as ReloadsOf,
+    Snapshot,
+};
+
+fn snapshot() -> Snapshot {
+    let mut of = Snapshot::new("1.2.3", 42, Mode::Enforce);
+    of.uptime_s = 12.5;
+    of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
+    of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
+    of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
+    of.libraries_attached = 2;
+    of.connections = 11;
+    of.actors = 9;
+    of.transactions = 1_000_000_007;
+    of.losses.insert("ring_full".into(), Lost { events: 5, bytes: 81_920 });
+    of.http.insert("malformed".into(), 4);
+    of.findings.insert("credential_stuffing".into(), 2);
+    of.decisions.insert("drop".into(), 2);
+    of.guarded.insert("trusted_proxy".into(), 1);
+    of.reloads = ReloadsOf { succeeded: 3, failed: 1 };
+    of.event_log = EventLogCount { written: 8, failed: 0 };
+    of
+}
+
+#[test]
+fn the_text_is_stable() {
+    let text = render(snapshot()).expect("valid names");
+    assert_eq!(text, include_str!("golden.txt"), "\n{text}");
+}
+
+#[test]
+fn every_family_follows_the_naming_rules() {
+    for family in Family::ALL {
+        let (name, help, labels) = family.about();
+        assert!(name.starts_with("portcullis_"), "{name}");
+        assert!(help.ends_with('.'), "{name}: {help}");
+        assert!(family.desc().is_ok(), "{name}");
+        for sample in family.samples(&snapshot()) {
+            assert_eq!(sample.labels.len(), labels.len(), "{name}");
+        }
+    }
+    let mut names: Vec<_> = Family::ALL.iter().map(|family| family.about().0).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), Family::ALL.len());
+}

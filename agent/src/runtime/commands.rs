@@ -1,0 +1,250 @@
+//! Answers to what the control socket and the metrics endpoint ask.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::core::{Core, Refusal};
+use crate::decide::{RECOVERED, Which, subject_of};
+use crate::decision::Decision;
+use crate::enforce::{Block, PolicyMaps};
+use crate::http::Counter;
+use crate::report::control::{
+    AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
+};
+use crate::report::event_log::Event;
+use crate::report::snapshot::{Blocks, Interface, Lost, Packets, Reloads, Snapshot};
+
+impl<P: PolicyMaps> Core<P> {
+    /// Never fails: what goes wrong is an answer.
+    pub fn answer(&mut self, request: Request, peer: Option<Peer>) -> Response {
+        let response = match &request {
+            Request::Ping => Response::Pong,
+            Request::Status => self.status(),
+            Request::Blocks => self.blocks(),
+            Request::Block { target, ttl_s, reason } => {
+                self.block(*target, ttl_s.map(Duration::from_secs), reason.as_deref())
+            }
+            Request::Unblock { target } => self.unblock(*target),
+            Request::AllowList => self.allow_list(),
+            Request::AllowAdd { target } => self.allow_add(*target),
+            Request::AllowRemove { target } => self.allow_remove(*target),
+            Request::Decisions { limit } => {
+                Response::Decisions { decisions: self.recent.decisions(*limit).cloned().collect() }
+            }
+            Request::Findings { limit } => self.findings(*limit),
+            Request::Libraries => self.libraries(),
+            Request::Reload => match self.reload() {
+                Ok(warnings) => Response::Reloaded { warnings },
+                Err(message) => Response::error(ErrorKind::BadConfig, message),
+            },
+        };
+        self.log_operator(&request, peer, &response);
+        response
+    }
+
+    /// What changes something is logged with who asked for it.
+    fn log_operator(&mut self, request: &Request, peer: Option<Peer>, response: &Response) {
+        let (target, reason) = match request {
+            Request::Block { target, reason, .. } => (Some(*target), reason.as_deref()),
+            Request::Unblock { target }
+            | Request::AllowAdd { target }
+            | Request::AllowRemove { target } => (Some(*target), None),
+            Request::Reload => (None, None),
+            _ => return,
+        };
+        let Some(peer) = peer else { return };
+        let now = self.now();
+        let ok = !matches!(response, Response::Error { .. });
+        let command = request.name();
+        let event = Event::Operator { ts: now, uid: peer.uid, command, target, reason, ok };
+        self.log.append(now, &event);
+    }
+
+    fn block(&mut self, target: IpNet, ttl: Option<Duration>, reason: Option<&str>) -> Response {
+        let reason = reason.unwrap_or("blocked by an operator");
+        match self.operator_block(target, ttl, reason) {
+            Ok(decision) => Response::Blocked {
+                block: BlockInfo {
+                    target: decision.subject.network().unwrap_or(target),
+                    remaining_s: ttl.map(|ttl| ttl.as_secs()),
+                    id: decision.id,
+                    detector: Some(decision.detector),
+                    reason: Some(decision.reason),
+                    count_only: false,
+                    packets: 0,
+                    bytes: 0,
+                },
+            },
+            Err(Refusal::Refused(refused)) => {
+                Response::error(ErrorKind::Refused, refused.to_string())
+            }
+            Err(Refusal::Failed(error)) => Response::error(ErrorKind::Failed, error.to_string()),
+        }
+    }
+
+    fn unblock(&mut self, target: IpNet) -> Response {
+        let now = self.now();
+        let target = target.trunc();
+        let lifted = match subject_of(target) {
+            Some(subject) => self.pipeline.lift(Which::Subject(&subject), now),
+            None => Vec::new(),
+        };
+        let was_decided = !lifted.is_empty();
+        self.carry_out_lifts(lifted);
+        // A block may be in the kernel of which no decision is known.
+        match self.maps.unblock(target) {
+            Ok(()) => Response::Unblocked { target },
+            Err(_) if was_decided => Response::Unblocked { target },
+            Err(error) => Response::error(ErrorKind::Refused, error.to_string()),
+        }
+    }
+
+    fn blocks(&self) -> Response {
+        match self.maps.blocks() {
+            Ok(mut blocks) => {
+                blocks.sort_by_key(|block| block.target);
+                let blocks = blocks.into_iter().map(|block| self.block_info(block)).collect();
+                Response::Blocks { blocks }
+            }
+            Err(error) => Response::error(ErrorKind::Failed, error.to_string()),
+        }
+    }
+
+    fn block_info(&self, block: Block) -> BlockInfo {
+        let made = self.recent.by_rule(block.rule_id).map(|made| &made.decision);
+        let known = |decision: &&Decision| decision.detector != RECOVERED;
+        let decision = made.filter(known);
+        BlockInfo {
+            target: block.target,
+            remaining_s: block.remaining.map(|remaining| remaining.as_secs()),
+            id: format!("{:016x}", block.rule_id),
+            detector: decision.map(|decision| decision.detector.clone()),
+            reason: decision.map(|decision| decision.reason.clone()),
+            count_only: block.count_only,
+            packets: block.packets,
+            bytes: block.bytes,
+        }
+    }
+
+    fn allow_list(&self) -> Response {
+        let guards = &self.configured.guards;
+        let info = |origin| move |target: &IpNet| AllowInfo { target: *target, origin };
+        let mut allowed: Vec<_> = guards.allow.iter().map(info(AllowOrigin::Config)).collect();
+        allowed.extend(guards.trusted_proxies.iter().map(info(AllowOrigin::TrustedProxy)));
+        allowed.extend(self.allowed_by_operator.iter().map(info(AllowOrigin::Operator)));
+        let host = self.host.all().map(IpNet::from);
+        allowed.extend(host.map(|target| AllowInfo { target, origin: AllowOrigin::Host }));
+        Response::Allowed { allowed }
+    }
+
+    fn allow_add(&mut self, target: IpNet) -> Response {
+        let target = target.trunc();
+        if !self.allowed_by_operator.contains(&target) {
+            self.allowed_by_operator.push(target);
+        }
+        self.allow_changed()
+    }
+
+    fn allow_remove(&mut self, target: IpNet) -> Response {
+        let target = target.trunc();
+        let Some(at) = self.allowed_by_operator.iter().position(|net| *net == target) else {
+            let message = if self.configured.guards.allow.contains(&target) {
+                format!("{target} is allowed by the configuration: remove it there and reload")
+            } else {
+                format!("no operator has allowed {target}")
+            };
+            return Response::error(ErrorKind::Refused, message);
+        };
+        self.allowed_by_operator.remove(at);
+        self.allow_changed()
+    }
+
+    fn allow_changed(&mut self) -> Response {
+        match self.adopt(self.configured.clone()) {
+            Ok(()) => self.allow_list(),
+            Err(error) => Response::error(ErrorKind::Failed, error.to_string()),
+        }
+    }
+
+    fn findings(&self, limit: usize) -> Response {
+        let json = |finding| serde_json::to_value(finding).unwrap_or(Value::Null);
+        Response::Findings { findings: self.recent.findings(limit).map(json).collect() }
+    }
+
+    fn libraries(&self) -> Response {
+        let probed = self.probes.as_ref().map(|probes| probes.state().probed).unwrap_or_default();
+        let info = |probed: crate::capture::probes::Probed| LibraryInfo {
+            path: probed.library.mapped_as.display().to_string(),
+            stack: probed.library.stack.name().to_owned(),
+            attached: probed.problem.is_none(),
+            problem: probed.problem,
+            pids: probed.library.pids,
+        };
+        Response::Libraries { libraries: probed.into_iter().map(info).collect() }
+    }
+
+    fn status(&self) -> Response {
+        let mut snapshot =
+            Snapshot::new(env!("CARGO_PKG_VERSION"), std::process::id(), self.config.mode);
+        snapshot.uptime_s = self.uptime().as_secs_f64();
+        snapshot.interfaces = self
+            .attachments
+            .iter()
+            .map(|at| Interface { name: at.interface.clone(), hook: at.hook.name().into() })
+            .collect();
+        let usage = self.maps.usage();
+        snapshot.blocks = Blocks {
+            in_force: usage.used.into(),
+            capacity: usage.capacity.into(),
+            operator_reserve: usage.reserve.into(),
+            failed: self.totals.blocks_failed,
+        };
+        if let Err(error) = self.kernel_counters(&mut snapshot) {
+            return Response::error(ErrorKind::Failed, format!("{error:#}"));
+        }
+        self.pipeline_counters(&mut snapshot);
+        snapshot.reloads =
+            Reloads { succeeded: self.totals.reloads, failed: self.totals.reloads_failed };
+        snapshot.event_log = self.log.count();
+        Response::Status(Box::new(snapshot))
+    }
+
+    fn kernel_counters(&self, snapshot: &mut Snapshot) -> anyhow::Result<()> {
+        for count in self.reasons.all()? {
+            let packets = Packets { packets: count.packets, bytes: count.bytes };
+            snapshot.packets.insert(count.name.into(), packets);
+        }
+        for count in self.losses.all()? {
+            let lost = Lost { events: count.packets, bytes: count.bytes };
+            snapshot.losses.insert(count.name.into(), lost);
+        }
+        Ok(())
+    }
+
+    fn pipeline_counters(&self, snapshot: &mut Snapshot) {
+        snapshot.connections = self.http.connections() as u64;
+        snapshot.actors = self.pipeline.actors() as u64;
+        let counts = self.http.counts();
+        snapshot.transactions = counts.get(Counter::Transactions);
+        snapshot.http = counts.iter().map(|(k, v)| (k.into(), v)).collect();
+        let totals = &self.totals;
+        snapshot.findings = totals.findings.iter().map(|(k, v)| ((*k).into(), *v)).collect();
+        snapshot.decisions = totals.decisions.iter().map(|(k, v)| ((*k).into(), *v)).collect();
+        snapshot.guarded = totals.guarded.iter().map(|(k, v)| (k.clone().into(), *v)).collect();
+        let mut lost = |name: &'static str, events: u64| {
+            snapshot.losses.insert(name.into(), Lost { events, bytes: 0 });
+        };
+        for (name, events) in self.pipeline.decider_counters().named() {
+            lost(name, events);
+        }
+        lost("undecodable_events", totals.undecodable);
+        if let Some(probes) = &self.probes {
+            let state = probes.state();
+            lost("process_looks_skipped", state.looks_skipped);
+            lost("libraries_refused", state.libraries_refused);
+            snapshot.libraries_attached = state.attached() as u64;
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The running agent: what starts, in which order; one loop that owns the pipeline and the
+//! policy; and how it stops.
+//!
+//! Stopping leaves the programs attached and the blocks in force: they expire by themselves, the
+//! next agent takes them over, and `portcullis detach` removes them.
+
+mod commands;
+mod core;
+mod recent;
+mod reload;
+
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{MapData, RingBuf};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use self::core::{Core, Parts};
+use crate::capture::probes::Probes;
+use crate::config::Config;
+use crate::host::HostAddresses;
+use crate::kernel::{self, Attachment};
+use crate::report::control::{Call, ControlSocket, Server};
+use crate::report::event_log::EventLog;
+use crate::report::http;
+
+/// Housekeeping: expiry, losses, the watchdog.
+const TICK: Duration = Duration::from_secs(1);
+/// Ring buffer records handled before anything else gets a turn.
+const BATCH: usize = 1_024;
+/// Requests from the control socket and the metrics endpoint that may wait.
+const CALLS: usize = 64;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When something needed does not start. What was attached before stays attached.
+pub fn run(config_path: &Path, config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the asynchronous runtime")?;
+    runtime.block_on(run_async(config_path.to_owned(), config))
+}
+
+async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
+    let mut signals = Signals::listen()?;
+    // Sockets first: a second agent fails here, before it touches the first one's maps.
+    let socket =
+        ControlSocket::bind(&config.report.control_socket, config.report.control_group.as_deref())?;
+    let metrics = match config.report.metrics_listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let log = match &config.report.event_log {
+        Some(path) => EventLog::open(path)?,
+        None => EventLog::journal(),
+    };
+    let (mut core, mut events) = start(config_path, config, log)?;
+
+    let (stop, stopping) = watch::channel(false);
+    let (calls, mut called) = mpsc::channel(CALLS);
+    let mut servers = serve(socket, metrics, &calls, &stopping)?;
+    drop(calls);
+
+    notify(&[sd_notify::NotifyState::Ready]);
+    core.log_start();
+    let reason = event_loop(&mut core, &mut events, &mut called, &mut signals).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    core.log_stop(&reason);
+    stop.send_replace(true);
+    drop(called);
+    while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Records from the kernel; `None` when nothing is captured.
+type Events = Option<AsyncFd<RingBuf<MapData>>>;
+
+/// Loads, attaches, and puts the loop's parts together.
+fn start(
+    config_path: PathBuf,
+    config: Config,
+    log: EventLog,
+) -> Result<(Core<kernel::KernelPolicy>, Events)> {
+    let mut loaded = kernel::load(&config)?;
+    for note in &loaded.notes {
+        tracing::info!("{note}");
+    }
+    let host = HostAddresses::read()?;
+    let mut core = Core::new(Parts {
+        config_path,
+        config,
+        host,
+        maps: loaded.policy,
+        reasons: loaded.reasons,
+        losses: loaded.losses,
+        log,
+    })?;
+    // The policy is whole before the first packet meets it.
+    let attachments = {
+        let config = core.config();
+        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces)?
+    };
+    attachments.iter().for_each(tell);
+    core.set_attachments(attachments);
+
+    let config = core.config();
+    if !config.capture.enabled {
+        return Ok((core, None));
+    }
+    let probes = Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
+    core.set_probes(probes);
+    // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
+    // it only when dropped, which `AsyncFd` does after it has deregistered it.
+    let events =
+        unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
+    Ok((core, Some(events)))
+}
+
+fn tell(attachment: &Attachment) {
+    let Attachment { interface, hook, taken_over, passed_over } = attachment;
+    for reason in passed_over {
+        tracing::warn!("{interface}: not {reason}");
+    }
+    let how = if *taken_over { "took over" } else { "attached to" };
+    tracing::info!("{how} {interface} by {}", hook.name());
+}
+
+fn serve(
+    socket: ControlSocket,
+    metrics: Option<TcpListener>,
+    calls: &mpsc::Sender<Call>,
+    stopping: &watch::Receiver<bool>,
+) -> Result<JoinSet<()>> {
+    let mut servers = JoinSet::new();
+    let server = Server::new(socket).context("can't serve the control socket")?;
+    servers.spawn(server.serve(calls.clone(), stopped(stopping.clone())));
+    if let Some(listener) = metrics {
+        servers.spawn(http::serve(listener, calls.clone(), stopped(stopping.clone())));
+    }
+    Ok(servers)
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the loop is gone, which is a stop as well.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Returns why it ended.
+async fn event_loop(
+    core: &mut Core<kernel::KernelPolicy>,
+    events: &mut Events,
+    calls: &mut mpsc::Receiver<Call>,
+    signals: &mut Signals,
+) -> String {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return "SIGTERM".to_owned(),
+            _ = signals.interrupt.recv() => return "SIGINT".to_owned(),
+            _ = signals.hangup.recv() => {
+                notify(&[sd_notify::NotifyState::Reloading]);
+                // Told by the reload itself.
+                let _ = core.reload();
+                notify(&[sd_notify::NotifyState::Ready]);
+            }
+            result = read_events(core, events) => {
+                if let Err(error) = result {
+                    return format!("the ring buffer can't be read: {error}");
+                }
+            }
+            Some(call) = calls.recv() => {
+                let Call { request, peer, reply } = call;
+                // Whoever asked may have given up.
+                let _ = reply.send(core.answer(request, peer));
+            }
+            _ = ticks.tick() => {
+                core.tick();
+                notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    }
+}
+
+/// Waits for events and handles a batch of them.
+async fn read_events(
+    core: &mut Core<kernel::KernelPolicy>,
+    events: &mut Events,
+) -> std::io::Result<()> {
+    let Some(events) = events else { return pending().await };
+    let mut ready = events.readable_mut().await?;
+    let mut batch = core.begin_batch();
+    for _ in 0..BATCH {
+        let Some(record) = ready.get_inner_mut().next() else {
+            ready.clear_ready();
+            return Ok(());
+        };
+        batch.record(&record);
+    }
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("can't listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("can't notify the service manager: {error}");
+    }
+}

@@ -1,0 +1,140 @@
+//! Another configuration while the agent runs.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::core::{Core, by_operator, http_settings};
+use crate::config::{self, Config, Purpose};
+use crate::decide::{Which, subject_of};
+use crate::enforce::{EnforceError, PolicyMaps};
+use crate::report::event_log::Event;
+
+impl<P: PolicyMaps> Core<P> {
+    /// Reads the configuration file again. A bad one changes nothing. Returns what a reload
+    /// cannot change.
+    ///
+    /// # Errors
+    /// Every mistake of the file, a line each.
+    pub fn reload(&mut self) -> Result<Vec<String>, String> {
+        let result = self.try_reload();
+        let now = self.now();
+        let (ok, messages) = match &result {
+            Ok(warnings) => {
+                self.totals.reloads += 1;
+                tracing::info!("the configuration has been reloaded");
+                (true, warnings.clone())
+            }
+            Err(mistakes) => {
+                self.totals.reloads_failed += 1;
+                tracing::error!("the configuration is not reloaded, the old one holds:");
+                (false, mistakes.lines().map(str::to_owned).collect())
+            }
+        };
+        for message in &messages {
+            if ok { tracing::warn!("{message}") } else { tracing::error!("{message}") }
+        }
+        self.log.append(now, &Event::Reload { ts: now, ok, messages: &messages });
+        result
+    }
+
+    fn try_reload(&mut self) -> Result<Vec<String>, String> {
+        let loaded =
+            config::load(&self.config_path, Purpose::Run).map_err(|invalid| invalid.to_string())?;
+        self.log.reopen().map_err(|error| error.to_string())?;
+        let mut warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let fixed = config::changes_that_need_restart(&self.configured, &loaded.config);
+        warnings.extend(fixed.iter().map(|key| format!("{key} changes at the next start only")));
+        let before: Vec<IpNet> = self.config.blocked.iter().map(|block| block.target).collect();
+        let mut config = loaded.config;
+        keep_fixed(&mut config, &self.configured);
+        self.adopt(config).map_err(|error| error.to_string())?;
+        self.unblock_no_longer_configured(&before);
+        self.block_configured(&before);
+        Ok(warnings)
+    }
+
+    /// Makes `configured`, with what operators allowed, the configuration of every part that
+    /// can change while it runs.
+    pub(super) fn adopt(&mut self, configured: Config) -> Result<(), EnforceError> {
+        let mut effective = configured.clone();
+        effective.guards.allow.extend(&self.allowed_by_operator);
+        self.configured = configured;
+        self.config = Arc::new(effective);
+        let now = self.now();
+        self.http.set_settings(http_settings(&self.config));
+        let lifted = self.pipeline.reconfigure(Arc::clone(&self.config), now);
+        self.carry_out_lifts(lifted);
+        self.write_policy()
+    }
+
+    fn unblock_no_longer_configured(&mut self, before: &[IpNet]) {
+        let now = self.now();
+        let listed = |target: &IpNet| self.config.blocked.iter().any(|b| b.target == *target);
+        let gone: Vec<_> = before.iter().filter(|target| !listed(target)).collect();
+        for target in gone {
+            let Some(subject) = subject_of(*target) else { continue };
+            let held = self.pipeline.in_force();
+            let ids: Vec<_> = held
+                .filter(|decision| decision.subject == subject && by_operator(decision))
+                .map(|decision| decision.id.clone())
+                .collect();
+            for id in ids {
+                let lifted = self.pipeline.lift(Which::Id(&id), now);
+                self.carry_out_lifts(lifted);
+            }
+        }
+    }
+}
+
+/// Puts the values that a reload cannot change back to what the agent runs with.
+fn keep_fixed(config: &mut Config, running: &Config) {
+    config.interfaces.clone_from(&running.interfaces);
+    config.kernel = running.kernel.clone();
+    config.capture.enabled = running.capture.enabled;
+    config.capture.libraries.clone_from(&running.capture.libraries);
+    config.capture.ring_bytes = running.capture.ring_bytes;
+    config.capture.max_connections = running.capture.max_connections;
+    config.detect.max_actors = running.detect.max_actors;
+    config.report.control_socket.clone_from(&running.report.control_socket);
+    config.report.control_group.clone_from(&running.report.control_group);
+    config.report.metrics_listen = running.report.metrics_listen;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration in which every key that needs a restart differs from the default.
+    const CHANGED: &str = r#"
+        interfaces = ["eth7"]
+        [kernel]
+        attach = "tc"
+        pin_dir = "/sys/fs/bpf/elsewhere"
+        max_blocks = 1000
+        operator_reserve = 10
+        max_allowed = 100
+        [capture]
+        enabled = false
+        libraries = ["/opt/libssl.so.3"]
+        ring_bytes = "1MiB"
+        max_connections = 100
+        [detect]
+        max_actors = 1000
+        [report]
+        control_socket = "/run/elsewhere.sock"
+        control_group = "adm"
+        metrics_listen = "127.0.0.1:1"
+    "#;
+
+    #[test]
+    fn all_that_needs_a_restart_is_kept() {
+        let running = Config::default();
+        let mut config = config::parse(CHANGED, "test", Purpose::Run).unwrap().config;
+        let fixed = config::reference().into_iter().filter(|doc| doc.restart);
+        let fixed: Vec<_> = fixed.map(|doc| doc.key).collect();
+        assert_eq!(config::changes_that_need_restart(&running, &config), fixed);
+        keep_fixed(&mut config, &running);
+        assert_eq!(config::changes_that_need_restart(&running, &config), Vec::<&str>::new());
+    }
+}

@@ -1,0 +1,151 @@
+//! What a laboratory leaves on the machine, and its removal: at its end, on a signal, or by the
+//! next one after a SIGKILL.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{process, thread};
+
+use anyhow::Context;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{kill_all_in, path_of};
+use crate::slot::Slot;
+
+/// Namespaces by name of the laboratory, for [`clean_up_on_signals`].
+static LIVE: Mutex<BTreeMap<String, Vec<String>>> = Mutex::new(BTreeMap::new());
+
+/// Removed from the machine when this is dropped.
+pub struct Remains {
+    name: String,
+    dir: PathBuf,
+    pin_dir: PathBuf,
+}
+
+impl Remains {
+    pub fn register(name: &str, namespaces: Vec<String>) -> Self {
+        live().insert(name.to_owned(), namespaces);
+        Self { name: name.to_owned(), dir: dir_of(name), pin_dir: pin_dir_of(name) }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        let namespaces = live().remove(&self.name).unwrap_or_default();
+        remove(&self.name, &namespaces);
+    }
+}
+
+/// From here on SIGINT, SIGTERM and SIGHUP remove every laboratory of this process, then end it
+/// with status 128 + signal, as a shell would say.
+pub fn clean_up_on_signals() -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        // Held to the end: no laboratory is removed twice, none is made any more.
+        let mut live = live();
+        for (name, namespaces) in std::mem::take(&mut *live) {
+            remove(&name, &namespaces);
+        }
+        process::exit(128 + signal);
+    })?;
+    Ok(())
+}
+
+/// Removes what laboratories called `PREFIX-s…` left whose processes are gone.
+pub fn sweep(prefix: &str) -> anyhow::Result<()> {
+    let mut leftovers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for namespace in names_in(Path::new("/run/netns"))? {
+        if let Some((lab, _)) = namespace.rsplit_once('-') {
+            leftovers.entry(lab.to_owned()).or_default().push(namespace);
+        }
+    }
+    for lab in names_in(&std::env::temp_dir())? {
+        leftovers.entry(lab).or_default();
+    }
+    for (lab, namespaces) in leftovers {
+        let Some(number) = slot_of(prefix, &lab) else { continue };
+        // Somebody who has the slot is alive, or has removed this before.
+        if let Some(_slot) = Slot::try_take(number)? {
+            remove(&lab, &namespaces);
+        }
+    }
+    Ok(())
+}
+
+/// The slot in the name of a laboratory with this prefix.
+fn slot_of(prefix: &str, lab: &str) -> Option<u8> {
+    let (slot, pid) = lab.strip_prefix(prefix)?.strip_prefix("-s")?.split_once("-p")?;
+    pid.parse::<u32>().ok()?;
+    slot.parse().ok()
+}
+
+fn remove(lab: &str, namespaces: &[String]) {
+    for namespace in namespaces {
+        kill_all_in(namespace);
+    }
+    for namespace in namespaces.iter().filter(|namespace| path_of(namespace).exists()) {
+        let deleted = process::Command::new("ip").args(["netns", "delete", namespace]).status();
+        if !deleted.is_ok_and(|status| status.success()) {
+            eprintln!(
+                "the namespace {namespace} is left over; `ip netns delete {namespace}` removes it"
+            );
+        }
+    }
+    for dir in [pin_dir_of(lab), dir_of(lab)] {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                eprintln!("{} is left over: {error}", dir.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn dir_of(lab: &str) -> PathBuf {
+    std::env::temp_dir().join(lab)
+}
+
+fn pin_dir_of(lab: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("portcullis-{lab}"))
+}
+
+fn names_in(dir: &Path) -> anyhow::Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        }
+        // No namespace was made since boot.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot list {}", dir.display())),
+    }
+}
+
+fn live() -> MutexGuard<'static, BTreeMap<String, Vec<String>>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_laboratories_of_the_prefix_are_ours() {
+        assert_eq!(slot_of("pcx", "pcx-s12-p345"), Some(12));
+        assert_eq!(slot_of("pcx", "pcx-s12-p345-srv"), None);
+        assert_eq!(slot_of("pcx", "pcx-demo-s1-p2"), None);
+        assert_eq!(slot_of("pcx", "other-s1-p2"), None);
+        assert_eq!(slot_of("pcx", "pcx-s999-p2"), None);
+    }
+}

@@ -24,6 +24,7 @@
 //! they can be told apart, and `cargo xtask test` runs one after the other.
 
 pub mod agent;
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod curl;

@@ -160,8 +160,7 @@ fn the_port_is_found_behind_any_headers_and_not_in_later_fragments() -> Result<(
     kernel.loaded.policy.set_failsafe(&[PORT], &[PORT])?;
     for_every_frame(BLOCKED, |frame, found| {
         let has_port = matches!(frame.transport, Transport::Tcp { .. } | Transport::Udp { .. });
-        let expected =
-            if found && has_port { Reason::PassFailsafe } else { Reason::DropDenied };
+        let expected = if found && has_port { Reason::PassFailsafe } else { Reason::DropDenied };
         for hook in Hook::ALL {
             assert_eq!(kernel.judge(hook, &frame.bytes())?.1, expected, "{hook:?} {frame:?}");
         }

@@ -40,7 +40,9 @@ fn a_full_map_refuses_and_keeps_what_it_has() -> Result<()> {
         policy.block(address(number), AUTOMATIC)?;
     }
     let error = policy.block(address(first_of_reserve), AUTOMATIC).unwrap_err();
-    assert!(matches!(error, EnforceError::Full(usage) if usage.used == u32::from(first_of_reserve)));
+    assert!(
+        matches!(error, EnforceError::Full(usage) if usage.used == u32::from(first_of_reserve))
+    );
     // One that is there already can be renewed.
     policy.block(address(0), NewBlock { ttl: Some(HOUR), ..AUTOMATIC })?;
 

@@ -137,11 +137,7 @@ impl Kernel {
     }
 
     /// Runs a program on a frame: its verdict, and the mean duration of a run.
-    pub fn run<'a>(
-        &self,
-        hook: Hook,
-        input: impl Into<Input<'a>>,
-    ) -> Result<(Verdict, Duration)> {
+    pub fn run<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
         let input = input.into();
         let context = input.linear.map(|linear| hook.context(linear));
         let mut options = TestRunOptions::new();
@@ -165,11 +161,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When it was not counted under exactly one reason, once, with its length.
-    pub fn judge<'a>(
-        &self,
-        hook: Hook,
-        input: impl Into<Input<'a>>,
-    ) -> Result<(Verdict, Reason)> {
+    pub fn judge<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Reason)> {
         let input = Input { repeat: 1, ..input.into() };
         let before = self.loaded.reasons.all()?;
         let (verdict, _) = self.run(hook, input)?;

@@ -88,7 +88,9 @@ impl Frames {
     fn neighbour(&mut self, address: IpAddr) -> IpAddr {
         match address {
             IpAddr::V4(v4) => IpAddr::from((v4.to_bits() ^ 1 << self.rng.u32(0..32)).to_be_bytes()),
-            IpAddr::V6(v6) => IpAddr::from((v6.to_bits() ^ 1 << self.rng.u32(0..128)).to_be_bytes()),
+            IpAddr::V6(v6) => {
+                IpAddr::from((v6.to_bits() ^ 1 << self.rng.u32(0..128)).to_be_bytes())
+            }
         }
     }
 
@@ -103,7 +105,11 @@ impl Frames {
     }
 
     fn port(&mut self) -> u16 {
-        if self.rng.bool() { self.rng.u16(..) } else { self.ports[self.rng.usize(..self.ports.len())] }
+        if self.rng.bool() {
+            self.rng.u16(..)
+        } else {
+            self.ports[self.rng.usize(..self.ports.len())]
+        }
     }
 
     fn payload_len(&mut self) -> usize {

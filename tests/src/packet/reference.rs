@@ -107,11 +107,8 @@ impl Packet {
 
         let mut transport = packet;
         let is_whole_header = header_words >= 5 && transport.skip(header_words * 4).is_some();
-        let port = if is_whole_header && fragment_offset == 0 {
-            Port::of(next, transport)
-        } else {
-            None
-        };
+        let port =
+            if is_whole_header && fragment_offset == 0 { Port::of(next, transport) } else { None };
         Some(Self { source, port })
     }
 

@@ -49,8 +49,10 @@ pub struct Packet {
 pub struct Port(u32);
 
 impl Port {
-    /// That of a later fragment, and where the transport header cannot be reached.
+    /// That of a later fragment, and of a packet whose transport is another or none.
     pub const NONE: Self = Self(0);
+    /// The packet may have a port, but this reader could not read as far.
+    pub const OUT_OF_REACH: Self = Self(1);
 
     #[inline(always)]
     fn new(protocol: u8, number: u16) -> Self {
@@ -130,19 +132,23 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize) -> Port {
             | extension::MOBILITY
             | extension::HOST_IDENTITY
             | extension::SHIM6 => {
-                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else { return Port::NONE };
+                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
+                    return Port::OUT_OF_REACH;
+                };
                 protocol = next;
                 offset += (usize::from(len) + 1) * 8;
             }
             extension::AUTHENTICATION => {
                 // RFC 4302, section 2.2: in 4-byte units, minus 2.
-                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else { return Port::NONE };
+                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
+                    return Port::OUT_OF_REACH;
+                };
                 protocol = next;
                 offset += (usize::from(len) + 2) * 4;
             }
             extension::FRAGMENT => {
                 let Some([next, _, high, low]) = bytes.read::<[u8; 4]>(offset) else {
-                    return Port::NONE;
+                    return Port::OUT_OF_REACH;
                 };
                 if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
                     return Port::NONE;
@@ -164,7 +170,7 @@ fn port(bytes: &impl Bytes, protocol: u8, offset: usize) -> Port {
     }
     match read_u16(bytes, offset + 2) {
         Some(number) => Port::new(protocol, number),
-        None => Port::NONE,
+        None => Port::OUT_OF_REACH,
     }
 }
 

@@ -26,10 +26,13 @@ pub enum Verdict {
 pub fn verdict(frame: &impl Frame) -> Verdict {
     let len = frame.len();
     let reason = match headers::walk(&InPlace::of(frame)) {
-        Ok(packet) if packet.destination != Port::NONE => judge(&packet, len),
         // Something was not where it could be read in place. That is so for a short frame,
         // but also for a long one whose headers lie in a fragment of the buffer.
-        _ => slow_path(frame, len),
+        Ok(Packet { destination: Port::OUT_OF_REACH, .. }) | Err(Reason::PassTruncated) => {
+            slow_path(frame, len)
+        }
+        Ok(packet) => judge(&packet, len),
+        Err(reason) => reason,
     };
     count(reason, len);
     match reason {
@@ -100,7 +103,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
 
 #[inline(always)]
 fn is_failsafe(port: Port) -> bool {
-    if port == Port::NONE {
+    if matches!(port, Port::NONE | Port::OUT_OF_REACH) {
         return false;
     }
     let Some(settings) = PC_SETTINGS.get(0) else { return false };

@@ -52,14 +52,14 @@ fn slow_path(frame: &impl Frame, len: u64) -> Reason {
 #[inline(always)]
 fn judge(packet: &Packet, len: u64) -> Reason {
     let mut reason = Reason::PassNoMatch;
-    let exact = DenyKey { addr: packet.source, prefix_len: 128 };
+    let exact = DenyKey { addr: packet.source.addr(), prefix_len: 128 };
     match entry_reason(&exact, packet, len) {
         Some(Reason::DropDenied) => return Reason::DropDenied,
         Some(other) => reason = other,
         None => {}
     }
     if packet.is_v6 {
-        let subnet = DenyKey { addr: packet.source.prefix64(), prefix_len: 64 };
+        let subnet = DenyKey { addr: packet.source.prefix64().addr(), prefix_len: 64 };
         match entry_reason(&subnet, packet, len) {
             // An expired block says nothing beside one that is in force.
             Some(Reason::PassExpired) if reason != Reason::PassNoMatch => {}
@@ -80,7 +80,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
     if expires_ns <= unsafe { bpf_ktime_get_coarse_ns() } {
         return Some(Reason::PassExpired);
     }
-    if PC_ALLOW.get(Key::new(128, packet.source)).is_some() {
+    if PC_ALLOW.get(Key::new(128, packet.source.addr())).is_some() {
         return Some(Reason::PassAllowed);
     }
     if is_failsafe(packet.destination) {

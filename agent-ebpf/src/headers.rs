@@ -1,6 +1,8 @@
 //! The header walk: link → VLAN tags → IPv4 or IPv6 with options, extension headers and
 //! fragments → transport. All of it comes before any decision.
 
+use core::mem;
+
 use portcullis_common::{
     net::Addr,
     policy::Reason,
@@ -35,10 +37,40 @@ mod extension {
     pub const SHIM6: u8 = 140;
 }
 
+/// A source address by words, each with its bytes as the packet has them. An array of bytes the
+/// compiler would build byte by byte, on the stack, with calls of `memset`.
+#[derive(Clone, Copy)]
+pub struct Source([u32; 4]);
+
+impl Source {
+    #[inline(always)]
+    fn from_v4(address: [u8; 4]) -> Self {
+        Self([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(address)])
+    }
+
+    #[inline(always)]
+    fn from_v6(address: [[u8; 4]; 4]) -> Self {
+        Self(address.map(u32::from_ne_bytes))
+    }
+
+    #[inline(always)]
+    pub fn addr(self) -> Addr {
+        // SAFETY: both are 16 bytes, and any bytes are an `Addr`.
+        unsafe { mem::transmute::<[u32; 4], Addr>(self.0) }
+    }
+
+    /// The first 64 bits, the others zero.
+    #[inline(always)]
+    pub fn prefix64(self) -> Self {
+        let [first, second, ..] = self.0;
+        Self([first, second, 0, 0])
+    }
+}
+
 /// What the policy needs of a packet.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    pub source: Addr,
+    pub source: Source,
     pub is_v6: bool,
     pub destination: Port,
 }
@@ -49,8 +81,10 @@ pub struct Packet {
 pub struct Port(u32);
 
 impl Port {
-    /// That of a later fragment, and where the transport header cannot be reached.
+    /// That of a later fragment, and of a packet whose transport is another or none.
     pub const NONE: Self = Self(0);
+    /// The packet may have a port, but this reader could not read as far.
+    pub const OUT_OF_REACH: Self = Self(1);
 
     #[inline(always)]
     fn new(protocol: u8, number: u16) -> Self {
@@ -97,8 +131,9 @@ fn is_vlan(ethertype: u16) -> bool {
 /// RFC 791, section 3.1.
 #[inline(always)]
 fn ipv4(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
-    let header: [u8; 20] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
-    let source = Addr::from_v4([header[12], header[13], header[14], header[15]]);
+    // The header up to and with the source address, so that no shorter part of it passes.
+    let header: [u8; 16] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
+    let source = Source::from_v4([header[12], header[13], header[14], header[15]]);
     let header_len = usize::from(header[0] & 0x0f) * 4;
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
     let destination = if fragment_offset == 0 && header_len >= 20 {
@@ -113,9 +148,9 @@ fn ipv4(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
 #[inline(always)]
 fn ipv6(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
     let protocol: [u8; 1] = bytes.read(offset + 6).ok_or(Reason::PassTruncated)?;
-    let source: [u8; 16] = bytes.read(offset + 8).ok_or(Reason::PassTruncated)?;
+    let source: [[u8; 4]; 4] = bytes.read(offset + 8).ok_or(Reason::PassTruncated)?;
     let destination = extensions(bytes, protocol[0], offset + 40);
-    Ok(Packet { source: Addr(source), is_v6: true, destination })
+    Ok(Packet { source: Source::from_v6(source), is_v6: true, destination })
 }
 
 /// Follows the chain of extension headers to the transport header.
@@ -129,19 +164,23 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize) -> Port {
             | extension::MOBILITY
             | extension::HOST_IDENTITY
             | extension::SHIM6 => {
-                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else { return Port::NONE };
+                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
+                    return Port::OUT_OF_REACH;
+                };
                 protocol = next;
                 offset += (usize::from(len) + 1) * 8;
             }
             extension::AUTHENTICATION => {
                 // RFC 4302, section 2.2: in 4-byte units, minus 2.
-                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else { return Port::NONE };
+                let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
+                    return Port::OUT_OF_REACH;
+                };
                 protocol = next;
                 offset += (usize::from(len) + 2) * 4;
             }
             extension::FRAGMENT => {
                 let Some([next, _, high, low]) = bytes.read::<[u8; 4]>(offset) else {
-                    return Port::NONE;
+                    return Port::OUT_OF_REACH;
                 };
                 if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
                     return Port::NONE;
@@ -163,7 +202,7 @@ fn port(bytes: &impl Bytes, protocol: u8, offset: usize) -> Port {
     }
     match read_u16(bytes, offset + 2) {
         Some(number) => Port::new(protocol, number),
-        None => Port::NONE,
+        None => Port::OUT_OF_REACH,
     }
 }
 

@@ -16,6 +16,8 @@ pub unsafe trait Wire: Copy {}
 
 // SAFETY: a byte array has alignment 1, no padding, and takes any bytes.
 unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: as above; arrays have no padding between their elements.
+unsafe impl<const N: usize, const M: usize> Wire for [[u8; N]; M] {}
 
 /// No header begins later than this in a frame. Also what the verifier needs to know of a
 /// variable offset.

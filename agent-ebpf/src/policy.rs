@@ -26,10 +26,13 @@ pub enum Verdict {
 pub fn verdict(frame: &impl Frame) -> Verdict {
     let len = frame.len();
     let reason = match headers::walk(&InPlace::of(frame)) {
-        Ok(packet) if packet.destination != Port::NONE => judge(&packet, len),
         // Something was not where it could be read in place. That is so for a short frame,
         // but also for a long one whose headers lie in a fragment of the buffer.
-        _ => slow_path(frame, len),
+        Ok(Packet { destination: Port::OUT_OF_REACH, .. }) | Err(Reason::PassTruncated) => {
+            slow_path(frame, len)
+        }
+        Ok(packet) => judge(&packet, len),
+        Err(reason) => reason,
     };
     count(reason, len);
     match reason {
@@ -49,16 +52,19 @@ fn slow_path(frame: &impl Frame, len: u64) -> Reason {
 #[inline(always)]
 fn judge(packet: &Packet, len: u64) -> Reason {
     let mut reason = Reason::PassNoMatch;
-    let exact = DenyKey { addr: packet.source, prefix_len: 128 };
+    let exact = DenyKey { addr: packet.source.addr(), prefix_len: 128 };
     match entry_reason(&exact, packet, len) {
         Some(Reason::DropDenied) => return Reason::DropDenied,
         Some(other) => reason = other,
         None => {}
     }
     if packet.is_v6 {
-        let subnet = DenyKey { addr: packet.source.prefix64(), prefix_len: 64 };
-        if let Some(other) = entry_reason(&subnet, packet, len) {
-            reason = other;
+        let subnet = DenyKey { addr: packet.source.prefix64().addr(), prefix_len: 64 };
+        match entry_reason(&subnet, packet, len) {
+            // An expired block says nothing beside one that is in force.
+            Some(Reason::PassExpired) if reason != Reason::PassNoMatch => {}
+            Some(other) => reason = other,
+            None => {}
         }
     }
     reason
@@ -74,7 +80,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
     if expires_ns <= unsafe { bpf_ktime_get_coarse_ns() } {
         return Some(Reason::PassExpired);
     }
-    if PC_ALLOW.get(Key::new(128, packet.source)).is_some() {
+    if PC_ALLOW.get(Key::new(128, packet.source.addr())).is_some() {
         return Some(Reason::PassAllowed);
     }
     if is_failsafe(packet.destination) {
@@ -97,7 +103,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
 
 #[inline(always)]
 fn is_failsafe(port: Port) -> bool {
-    if port == Port::NONE {
+    if matches!(port, Port::NONE | Port::OUT_OF_REACH) {
         return false;
     }
     let Some(settings) = PC_SETTINGS.get(0) else { return false };

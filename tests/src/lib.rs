@@ -24,11 +24,13 @@
 //! they can be told apart, and `cargo xtask test` runs one after the other.
 
 pub mod agent;
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod curl;
 pub mod netns;
 pub mod nginx;
+pub mod packet;
 pub mod process;
 pub mod programs;
 pub mod shop;

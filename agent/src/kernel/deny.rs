@@ -37,8 +37,7 @@ impl DenyMap {
     }
 
     pub fn insert(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError> {
-        let key = deny_key(target).ok_or(EnforceError::Unsupported(target))?;
-        let target = target.trunc();
+        let (key, target) = identify(target)?;
         let old = self.lookup(&key)?;
         if old.is_none() && !self.has_room(block.origin) {
             return Err(EnforceError::Full(self.usage()));
@@ -64,8 +63,7 @@ impl DenyMap {
     }
 
     pub fn remove(&mut self, target: IpNet) -> Result<(), EnforceError> {
-        let key = deny_key(target).ok_or(EnforceError::Unsupported(target))?;
-        let target = target.trunc();
+        let (key, target) = identify(target)?;
         self.forget(target);
         match self.map.remove(&key) {
             Ok(()) => Ok(()),
@@ -152,6 +150,14 @@ impl DenyMap {
             self.by_expiry.remove(&(expires_ns, target));
         }
     }
+}
+
+/// The key of a network, and the form of it that its entry is remembered under: one for an IPv4
+/// address and its mapped form, as they share a key.
+fn identify(target: IpNet) -> Result<(DenyKey, IpNet), EnforceError> {
+    deny_key(target)
+        .and_then(|key| Some((key, network_of(key.addr, key.prefix_len)?)))
+        .ok_or(EnforceError::Unsupported(target))
 }
 
 fn expiry_after(ttl: Duration) -> u64 {

@@ -1,0 +1,267 @@
+//! The real programs and policy maps in the kernel, run on frames of a test's own making by
+//! BPF_PROG_TEST_RUN. Nothing is attached to any interface.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::{TestRun as _, TestRunOptions};
+use ipnet::IpNet;
+use portcullis::config::Config;
+use portcullis::enforce::{Block, NewBlock, Origin, PolicyMaps as _};
+use portcullis::kernel::{self, Loaded};
+use portcullis_common::event::{FirstDrop, kind};
+use portcullis_common::names::program;
+use portcullis_common::net::Addr;
+use portcullis_common::policy::Reason;
+
+/// The two programs that share the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Xdp,
+    Tc,
+}
+
+impl Hook {
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    Drop,
+}
+
+impl Verdict {
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::DropDenied => Self::Drop,
+            _ => Self::Pass,
+        }
+    }
+}
+
+/// A frame for BPF_PROG_TEST_RUN.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    pub bytes: &'a [u8],
+    /// How many of the bytes a program can read in place. The others lie in fragments of the
+    /// buffer. `None`: as many as the kernel likes.
+    pub linear: Option<usize>,
+    pub repeat: u32,
+}
+
+impl<'a> From<&'a [u8]> for Input<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, linear: None, repeat: 1 }
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Input<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
+/// The pin directory of one test; removed with all that is in it.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = kernel::detach(&self.0) {
+            eprintln!("{} is left behind: {error:#}", self.0.display());
+        }
+    }
+}
+
+/// The eBPF object in the kernel.
+pub struct Kernel {
+    pub loaded: Loaded,
+    pub config: Config,
+    pins: Arc<Pins>,
+}
+
+impl Kernel {
+    /// Loads with small maps.
+    ///
+    /// # Errors
+    /// Without root, or when the kernel refuses something.
+    pub fn new() -> Result<Self> {
+        Self::with(|_| ())
+    }
+
+    /// Loads with small maps and what `change` makes of the configuration.
+    pub fn with(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        ensure!(
+            nix::unistd::Uid::effective().is_root(),
+            "loading eBPF programs takes root: run the packet tests as root, for example by `sudo -E cargo xtask test`"
+        );
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("/sys/fs/bpf/portcullis-test-{}-{number}", std::process::id());
+        Self::load(Arc::new(Pins(name.into())), change)
+    }
+
+    /// Loads once more on the same pins, as the next start of an agent does.
+    pub fn successor(&self, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        Self::load(Arc::clone(&self.pins), change)
+    }
+
+    fn load(pins: Arc<Pins>, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        /// Two loads at once could both mount the BPF file system, one over the other.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+
+        let mut config = Config::default();
+        config.kernel.pin_dir = pins.0.clone();
+        config.kernel.max_blocks = 1_024;
+        config.kernel.operator_reserve = 16;
+        config.kernel.max_allowed = 1_024;
+        config.capture.ring_bytes = 64 * 1024;
+        config.capture.max_connections = 1_024;
+        change(&mut config);
+        let mut loaded = kernel::load(&config)?;
+        let xdp: &mut Xdp = loaded.ebpf.program_mut(program::XDP).context("no XDP")?.try_into()?;
+        xdp.load()?;
+        let tc: &mut SchedClassifier =
+            loaded.ebpf.program_mut(program::TC).context("no TC")?.try_into()?;
+        tc.load()?;
+        Ok(Self { loaded, config, pins })
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pins.0
+    }
+
+    /// Runs a program on a frame: its verdict, and the mean duration of a run.
+    pub fn run<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
+        let input = input.into();
+        let context = input.linear.map(|linear| hook.context(linear));
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(input.bytes);
+        options.ctx_in = context.as_deref();
+        options.repeat = input.repeat;
+        let name = match hook {
+            Hook::Xdp => program::XDP,
+            Hook::Tc => program::TC,
+        };
+        let program = self.loaded.ebpf.program(name).with_context(|| format!("no {name}"))?;
+        let result = match hook {
+            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
+            Hook::Tc => <&SchedClassifier>::try_from(program)?.test_run(options)?,
+        };
+        Ok((hook.verdict(result.return_value)?, result.duration))
+    }
+
+    /// Runs a program on a frame, once; returns its verdict and the reason it was counted
+    /// under.
+    ///
+    /// # Errors
+    /// When it was not counted under exactly one reason, once, with its length.
+    pub fn judge<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Reason)> {
+        let input = Input { repeat: 1, ..input.into() };
+        let before = self.loaded.reasons.all()?;
+        let (verdict, _) = self.run(hook, input)?;
+        let after = self.loaded.reasons.all()?;
+        let mut found = Vec::new();
+        for (reason, (before, after)) in Reason::ALL.into_iter().zip(before.iter().zip(&after)) {
+            let packets = after.packets - before.packets;
+            let bytes = after.bytes - before.bytes;
+            if packets != 0 || bytes != 0 {
+                found.push((reason, packets, bytes));
+            }
+        }
+        match found[..] {
+            [(reason, 1, bytes)] if bytes == input.bytes.len() as u64 => Ok((verdict, reason)),
+            _ => bail!("a frame of {} bytes was counted as {found:?}", input.bytes.len()),
+        }
+    }
+
+    /// Blocks until it is lifted.
+    pub fn block(&mut self, target: &str) -> Result<()> {
+        self.block_as(target, BLOCK)
+    }
+
+    pub fn block_as(&mut self, target: &str, block: NewBlock) -> Result<()> {
+        Ok(self.loaded.policy.block(net(target), block)?)
+    }
+
+    pub fn allow(&mut self, nets: &[&str]) -> Result<()> {
+        let nets: Vec<_> = nets.iter().map(|text| net(text)).collect();
+        Ok(self.loaded.policy.set_allowed(&nets)?)
+    }
+
+    /// The block of `target`, which must be in force.
+    pub fn entry(&self, target: &str) -> Result<Block> {
+        let target = net(target);
+        let blocks = self.loaded.policy.blocks()?;
+        blocks
+            .into_iter()
+            .find(|block| block.target == target)
+            .with_context(|| format!("{target} is not blocked"))
+    }
+
+    /// The first drops reported since the last call.
+    pub fn first_drops(&mut self) -> Vec<FirstDrop> {
+        let mut drops = Vec::new();
+        while let Some(record) = self.loaded.events.next() {
+            drops.push(first_drop(&record).expect("a record of another kind than FIRST_DROP"));
+        }
+        drops
+    }
+}
+
+impl Hook {
+    fn verdict(self, returned: u32) -> Result<Verdict> {
+        /// `TC_ACT_UNSPEC`: the next program decides.
+        const UNSPEC: u32 = -1_i32 as u32;
+        match (self, returned) {
+            // XDP_DROP and XDP_PASS; TC_ACT_SHOT and TC_ACT_UNSPEC.
+            (Self::Xdp, 1) | (Self::Tc, 2) => Ok(Verdict::Drop),
+            (Self::Xdp, 2) | (Self::Tc, UNSPEC) => Ok(Verdict::Pass),
+            _ => bail!("{self:?} returned {returned}"),
+        }
+    }
+
+    /// A context whose linear part is `linear` bytes: `struct xdp_md` or `struct __sk_buff`,
+    /// of which `data_end` is the second and the twenty-first word.
+    fn context(self, linear: usize) -> Vec<u8> {
+        let (words, data_end) = match self {
+            Self::Xdp => (6, 1),
+            Self::Tc => (48, 20),
+        };
+        let mut context = vec![0_u32; words];
+        context[data_end] = linear as u32;
+        context.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+}
+
+pub const BLOCK: NewBlock =
+    NewBlock { ttl: None, rule_id: 7, origin: Origin::Operator, count_only: false };
+
+/// An address or a network.
+///
+/// # Panics
+/// When it is neither.
+pub fn net(text: &str) -> IpNet {
+    text.parse()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .unwrap_or_else(|_| panic!("{text} is no address and no network"))
+}
+
+/// The event's fields, in their order and without padding.
+fn first_drop(record: &[u8]) -> Option<FirstDrop> {
+    let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
+    let event = FirstDrop {
+        kind: word(0)?,
+        prefix_len: word(4)?,
+        time_ns: long(8)?,
+        rule_id: long(16)?,
+        addr: Addr(record.get(24..40)?.try_into().ok()?),
+    };
+    (event.kind == kind::FIRST_DROP && record.len() == size_of::<FirstDrop>()).then_some(event)
+}

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aya::programs::tc::{self, TcAttachType};
+use nix::net::if_::if_nameindex;
 use portcullis_common::ABI_VERSION;
 use portcullis_common::names::program;
 use serde::Serialize;
@@ -118,7 +119,8 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
         remove_file(&link.path)?;
         detached.links.push(format!("{} {}", link.interface, link.hook.name()));
     }
-    for interface in names_in(Path::new("/sys/class/net"))? {
+    for interface in if_nameindex().context("can't list the interfaces")?.iter() {
+        let interface = interface.name().to_string_lossy();
         // Not finding the program, or a qdisc to look in, is the usual case.
         if tc::qdisc_detach_program(&interface, TcAttachType::Ingress, program::TC).is_ok() {
             detached.links.push(format!("{interface} {}", Hook::Clsact.name()));

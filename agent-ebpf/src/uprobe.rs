@@ -20,21 +20,22 @@ use crate::{
 pub enum Signature {
     /// It returns the length, or something not positive.
     Length = 0,
-    /// It returns 1 and writes the length to its fourth argument.
+    /// It returns 1 and writes the length to where one of its arguments points.
     LengthByPointer = 1,
     /// It moves nothing.
     NoData = 2,
 }
 
+/// `length_argument` counts from 0, for the signature that has one.
 #[inline(always)]
-pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature) {
+pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature, length_argument: usize) {
     let thread = bpf_get_current_pid_tgid();
     let object =
         TlsObject { address: ctx.arg(0).unwrap_or(0), tgid: (thread >> 32) as u32, reserved: 0 };
     let call = Call {
         object,
         buffer: ctx.arg(1).unwrap_or(0),
-        length_at: ctx.arg(3).unwrap_or(0),
+        length_at: ctx.arg(length_argument).unwrap_or(0),
         direction,
         signature: signature as u32,
     };

@@ -34,7 +34,7 @@ pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
 pub fn portcullis_tc(ctx: TcContext) -> i32 {
     match policy::verdict(&packet::TcFrame(&ctx)) {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
-        policy::Verdict::Drop => TC_ACT_SHOT as i32,
+        policy::Verdict::Drop => TC_ACT_SHOT,
     }
 }
 

@@ -39,7 +39,7 @@ pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature, length_ar
         direction,
         signature: signature as u32,
     };
-    if PC_CALLS.insert(&thread, &call, 0).is_err() {
+    if PC_CALLS.insert(thread, call, 0).is_err() {
         lost(Loss::TableFull, 0);
     }
 }
@@ -48,14 +48,14 @@ pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature, length_ar
 pub fn leave(ctx: &RetProbeContext) {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own calls write this entry, and it is here.
-    let Some(call) = (unsafe { PC_CALLS.get(&thread) }).copied() else { return };
+    let Some(call) = (unsafe { PC_CALLS.get(thread) }).copied() else { return };
     // The entry is there, so this cannot fail in a way that matters.
-    let _ = PC_CALLS.remove(&thread);
+    let _ = PC_CALLS.remove(thread);
     let len = moved(ctx, &call);
     if len == 0 {
         return;
     }
-    let Some(connection) = PC_CONNECTIONS.get_ptr_mut(&call.object) else {
+    let Some(connection) = PC_CONNECTIONS.get_ptr_mut(call.object) else {
         lost(Loss::NoSocket, u64::from(len));
         return;
     };

@@ -27,6 +27,7 @@ pub mod agent;
 pub mod certs;
 pub mod client;
 pub mod curl;
+pub mod demo;
 pub mod netns;
 pub mod nginx;
 pub mod process;

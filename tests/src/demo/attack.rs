@@ -13,8 +13,8 @@ use crate::netns::Host;
 /// No answer for so long, and the attacker gives up on a connection.
 const GIVE_UP: Duration = Duration::from_secs(1);
 const CURL_SECONDS: u32 = 2;
-/// Far above what the default thresholds need: an attacker who gets here was not stopped.
-const MOST_GUESSES: u32 = 200;
+/// Far above what the default thresholds and a busy machine need: an attacker who gets here was not stopped.
+const MOST_GUESSES: u32 = 2_000;
 
 pub struct Attacker<'a> {
     pub who: Who,

@@ -22,7 +22,7 @@ fn commands(stage: &Stage) -> Vec<(&'static str, String)> {
         let namespace = lab.client(client).namespace();
         format!(
             "ip netns exec {namespace} curl --max-time 3 --cacert {ca} \
-             --resolve {NAME}:{PORT}:{address} https://{NAME}/api/products"
+             --resolve '{NAME}:{PORT}:{address}' https://{NAME}/api/products"
         )
     };
     let program =

@@ -174,7 +174,7 @@ fn scenes(
 
     timeline.chapter("2. A bot tries stolen passwords, as fast as it gets answers");
     let (host, server) = (lab.client(0), nginx.address_v4());
-    let first = Attacker { who: Who::Attacker, host, server, ca, shown: u32::MAX };
+    let first = Attacker { who: Who::Attacker, host, server, ca, shown: 15 };
     let mut victories = vec![attack(&first, timeline, events)?];
     let again = first.come_back(timeline, "a new connection, with curl", &[])?;
     victories[0].answered_later = again;

@@ -102,8 +102,9 @@ impl Summary {
 
     /// Answers that clients got.
     fn answered(&self) -> u64 {
-        let guesses: u64 = self.victories.iter().map(|v| u64::from(v.run.answered)).sum();
-        self.innocent.answered + guesses
+        let by =
+            |victory: &Victory| u64::from(victory.run.answered) + u64::from(victory.answered_later);
+        self.innocent.answered + self.victories.iter().map(by).sum::<u64>()
     }
 
     /// Every attacker was stopped and stayed out, and every request of the innocent was served.

@@ -68,9 +68,14 @@ impl<'lab> Agent<'lab> {
     /// `interfaces`, `kernel.pin_dir`, `capture.network_namespaces`, `report.control_socket`, `report.event_log` and
     /// `report.metrics_listen` are the laboratory's unless `config` sets them.
     pub fn start(lab: &'lab Lab, config: &str) -> anyhow::Result<Self> {
+        Self::start_by(lab, Command::new(programs::find("portcullis")?), config)
+    }
+
+    /// The same by a command of the caller's, such as one that ends in the agent's path; it gets
+    /// the agent's arguments added, and must replace itself with the agent.
+    pub fn start_by(lab: &'lab Lab, mut command: Command, config: &str) -> anyhow::Result<Self> {
         let files = Files::of(lab);
         fs::write(&files.config, files.complete(lab, config)?)?;
-        let mut command = Command::new(programs::find("portcullis")?);
         command.args(["run", "--config"]).arg(&files.config);
         let process = lab.spawn(lab.server(), command, "portcullis")?;
         let mut agent = Self { lab, process, files };

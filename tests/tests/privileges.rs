@@ -35,7 +35,10 @@ fn granted() -> BTreeSet<String> {
 /// `setpriv … AGENT`: as an unprivileged user that has `capabilities` and can get no others.
 fn unprivileged(lab: &Lab, capabilities: &BTreeSet<String>) -> Command {
     prepare(lab);
-    let added: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    for dir in [lab.pin_dir(), lab.dir()] {
+        chown(dir, Some(USER_ID), Some(USER_ID)).expect("this is root");
+    }
+    let added = added(capabilities);
     let mut command = Command::new("setpriv");
     command.arg(format!("--reuid={USER_ID}")).arg(format!("--regid={USER_ID}"));
     command.args(["--clear-groups", "--no-new-privs"]);
@@ -46,14 +49,27 @@ fn unprivileged(lab: &Lab, capabilities: &BTreeSet<String>) -> Command {
     command
 }
 
-/// Gives the user the directories that the unit makes for it, and a program it can reach: the
-/// one that was built may lie in somebody's home.
+/// As root with no other `capabilities`: what the DaemonSet does.
+fn bounded_root(lab: &Lab, capabilities: &BTreeSet<String>) -> Command {
+    prepare(lab);
+    let mut command = Command::new("setpriv");
+    command.arg("--clear-groups");
+    for set in ["bounding-set", "inh-caps"] {
+        command.arg(format!("--{set}=-all{}", added(capabilities)));
+    }
+    command.arg("--").arg(agent_in(lab.dir()));
+    command
+}
+
+fn added(capabilities: &BTreeSet<String>) -> String {
+    capabilities.iter().map(|name| format!(",+{name}")).collect()
+}
+
+/// Makes the directories that the unit makes, and a program that the user can reach: the one
+/// that was built may lie in somebody's home.
 fn prepare(lab: &Lab) {
     fs::create_dir_all(lab.pin_dir()).expect("a BPF file system");
     fs::set_permissions(lab.pin_dir(), fs::Permissions::from_mode(0o700)).expect("it is root's");
-    for dir in [lab.pin_dir(), lab.dir()] {
-        chown(dir, Some(USER_ID), Some(USER_ID)).expect("this is root");
-    }
     let built = programs::find("portcullis").expect("the agent has been built");
     fs::copy(built, agent_in(lab.dir())).expect("there is room for it");
 }
@@ -170,6 +186,21 @@ fn the_units_capabilities_are_enough() {
     assert_eq!(drop["id"], decision["id"]);
     assert!(!is_served(attacker, &client, &nginx));
     assert!(is_served(innocent, &client, &nginx));
+}
+
+#[test]
+fn root_needs_no_other_capabilities() {
+    let lab = Lab::new(PREFIX, 0).expect("a laboratory");
+    let _shop = Shop::start(&lab).expect("the shop");
+    let nginx = Nginx::start(&lab, &Options::default()).expect("NGINX");
+    let hidden = Hidden::start(&lab, &nginx);
+    let agent = Agent::start_by(&lab, bounded_root(&lab, &granted()), "").expect("the agent");
+    let effective = status_of(&agent, "CapEff");
+    let bits = u64::from_str_radix(&effective, 16).expect("a bit mask").count_ones();
+    assert_eq!(bits as usize, granted().len(), "CapEff is {effective}");
+    assert!(!agent.log().contains("WARN"), "{}", agent.log());
+    assert!(agent.log().contains(&hidden.told_as), "{}", agent.log());
+    agent.json("block", &["203.0.113.7"]).expect("blocked");
 }
 
 /// The next agent of the same user takes over pins and blocks, by a hook that takes netlink too.

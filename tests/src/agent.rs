@@ -68,9 +68,21 @@ impl<'lab> Agent<'lab> {
     /// `interfaces`, `kernel.pin_dir`, `capture.network_namespaces`, `report.control_socket`, `report.event_log` and
     /// `report.metrics_listen` are the laboratory's unless `config` sets them.
     pub fn start(lab: &'lab Lab, config: &str) -> anyhow::Result<Self> {
+        Self::start_by(lab, config, Command::new(programs::find("portcullis")?))
+    }
+
+    /// The same in a mount namespace of its own, in which the lines of shell `mounts` have run
+    /// before.
+    pub fn start_with_mounts(lab: &'lab Lab, config: &str, mounts: &str) -> anyhow::Result<Self> {
+        let script = format!("set -e\n{mounts}\nexec \"$@\"\n");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, "sh"]).arg(programs::find("portcullis")?);
+        Self::start_by(lab, config, command)
+    }
+
+    fn start_by(lab: &'lab Lab, config: &str, mut command: Command) -> anyhow::Result<Self> {
         let files = Files::of(lab);
         fs::write(&files.config, files.complete(lab, config)?)?;
-        let mut command = Command::new(programs::find("portcullis")?);
         command.args(["run", "--config"]).arg(&files.config);
         let process = lab.spawn(lab.server(), command, "portcullis")?;
         let mut agent = Self { lab, process, files };
@@ -165,9 +177,25 @@ impl<'lab> Agent<'lab> {
         })
     }
 
-    /// The sum of a metric over all its labels; `None` if there is no such metric.
+    /// The sum of a metric over all its labels; `None` if there is no such metric. With labels
+    /// in the name, as in `a_total{b="c"}`, that one sample.
     pub fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
         Ok(sum(&self.metrics()?, name))
+    }
+
+    /// Waits until a metric, as in [`Self::metric`], has a value that `wanted` accepts.
+    pub fn wait_for_metric(
+        &self,
+        limit: Duration,
+        name: &str,
+        wanted: impl Fn(f64) -> bool,
+    ) -> anyhow::Result<f64> {
+        let mut last = None;
+        let result = wait::until(limit, &format!("{name} to change"), || {
+            last = self.metric(name)?;
+            Ok(last.filter(|value| wanted(*value)))
+        });
+        result.with_context(|| format!("it is {last:?}"))
     }
 
     /// Replaces the configuration file, as in [`Self::start`], and sends SIGHUP. The agent reads

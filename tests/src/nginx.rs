@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,11 +25,13 @@ pub struct Options {
     pub workers: u16,
     /// Lines for the `server` block, such as more locations.
     pub server_lines: String,
+    /// Where its dynamic loader looks for libraries first (ld.so(8), `LD_LIBRARY_PATH`).
+    pub library_path: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 1, server_lines: String::new() }
+        Self { workers: 1, server_lines: String::new(), library_path: None }
     }
 }
 
@@ -59,6 +61,9 @@ impl Nginx {
         // A user's PATH often lacks the directory of servers.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin"));
+        if let Some(path) = &options.library_path {
+            command.env("LD_LIBRARY_PATH", path);
+        }
         let mut process = lab.spawn(lab.server(), command, "nginx")?;
 
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
@@ -112,7 +117,7 @@ impl Nginx {
 fn configuration(dir: &Path, certs: &Certs, options: &Options) -> String {
     let dir = dir.display();
     let upstream = shop::ADDRESS;
-    let Options { workers, server_lines } = options;
+    let Options { workers, server_lines, .. } = options;
     format!(
         "daemon off;
 worker_processes {workers};

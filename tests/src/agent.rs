@@ -119,9 +119,15 @@ impl<'lab> Agent<'lab> {
 
     /// `portcullis SUBCOMMAND --config … ARGUMENTS` on the server host.
     pub fn command(&self, subcommand: &str, arguments: &[&str]) -> anyhow::Result<Output> {
+        Self::command_of(self.lab, subcommand, arguments)
+    }
+
+    /// The same whether an agent runs or not, with the configuration that the latest was started
+    /// with.
+    pub fn command_of(lab: &Lab, subcommand: &str, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(programs::find("portcullis")?);
-        command.args([subcommand, "--config"]).arg(&self.files.config).args(arguments);
-        self.lab.server().output(command)
+        command.args([subcommand, "--config"]).arg(Files::of(lab).config).args(arguments);
+        lab.server().output(command)
     }
 
     /// The same with `--json`: what it prints.

@@ -121,10 +121,7 @@ struct Stopping {
 }
 
 impl Stopping {
-    fn spawn(
-        name: &str,
-        work: impl FnOnce(&AtomicBool) + Send + 'static,
-    ) -> anyhow::Result<Self> {
+    fn spawn(name: &str, work: impl FnOnce(&AtomicBool) + Send + 'static) -> anyhow::Result<Self> {
         let stop: Arc<AtomicBool> = Arc::default();
         let told = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || work(&told));

@@ -38,6 +38,7 @@ impl Default for Options {
 /// A running NGINX; stopped when this is dropped.
 pub struct Nginx {
     process: Process,
+    dir: PathBuf,
     certs: Certs,
     address_v4: SocketAddr,
     address_v6: SocketAddr,
@@ -47,7 +48,7 @@ impl Nginx {
     /// Starts it and waits until it accepts connections and all its workers are there.
     pub fn start(lab: &Lab, options: &Options) -> anyhow::Result<Self> {
         let dir = lab.dir().join("nginx");
-        fs::create_dir(&dir).context("a laboratory has one NGINX")?;
+        fs::create_dir(&dir).context("a laboratory has one NGINX at a time")?;
         let addresses: [IpAddr; 2] = [lab.server().v4().into(), lab.server().v6().into()];
         let certs = Certs::generate(&dir, &[NAME], &addresses)?;
         let config = dir.join("nginx.conf");
@@ -74,7 +75,7 @@ impl Nginx {
             })
         })?;
         let [address_v4, address_v6] = addresses.map(|address| SocketAddr::new(address, PORT));
-        let mut nginx = Self { process, certs, address_v4, address_v6 };
+        let mut nginx = Self { process, dir, certs, address_v4, address_v6 };
         // The master listens before it has workers.
         wait::until(PATIENCE, "NGINX's workers", || {
             nginx.process.must_run()?;
@@ -110,7 +111,9 @@ impl Nginx {
         if let Some(master) = self.master() {
             kill(master, Signal::SIGQUIT).context("cannot signal NGINX")?;
         }
-        self.process.wait(PATIENCE).map(drop)
+        self.process.wait(PATIENCE)?;
+        // Another one may be started in its place.
+        fs::remove_dir_all(&self.dir).context("cannot remove the files of NGINX")
     }
 }
 

@@ -49,7 +49,8 @@ fn the_allow_list_goes_before_a_block_in_the_kernel() {
     agent.json("block", &[&attacker]).expect("a block");
     assert!(!scene.is_served(scene.attacker()));
     agent.kill().expect("killed");
-    let agent = scene.agent(&format!("guards.allow = [\"{attacker}/32\"]")).expect("the next agent");
+    let agent =
+        scene.agent(&format!("guards.allow = [\"{attacker}/32\"]")).expect("the next agent");
     assert!(scene.is_served(scene.attacker()));
     assert!(agent.log().contains("not taking over a block"), "{}", agent.log());
     assert_eq!(agent.json("blocks", &[]).expect("blocks"), serde_json::json!([]));

@@ -26,6 +26,7 @@ pub mod program {
     pub const SSL_ENTER_READ_EX: &str = "ssl_enter_read_ex";
     pub const SSL_ENTER_WRITE: &str = "ssl_enter_write";
     pub const SSL_ENTER_WRITE_EX: &str = "ssl_enter_write_ex";
+    pub const SSL_ENTER_WRITE_EX2: &str = "ssl_enter_write_ex2";
     pub const SSL_ENTER_HANDSHAKE: &str = "ssl_enter_handshake";
     pub const SSL_RETURN: &str = "ssl_return";
     pub const SOCK_SEND: &str = "sock_send_length";

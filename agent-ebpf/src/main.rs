@@ -34,42 +34,49 @@ pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
 pub fn portcullis_tc(ctx: TcContext) -> i32 {
     match policy::verdict(&packet::TcFrame(&ctx)) {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
-        policy::Verdict::Drop => TC_ACT_SHOT as i32,
+        policy::Verdict::Drop => TC_ACT_SHOT,
     }
 }
 
 /// `int SSL_read(SSL *ssl, void *buf, int num)`
 #[uprobe]
 pub fn ssl_enter_read(ctx: ProbeContext) -> u32 {
-    uprobe::enter(&ctx, direction::READ, uprobe::Signature::Length);
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::Length, 0);
     0
 }
 
 /// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)`
 #[uprobe]
 pub fn ssl_enter_read_ex(ctx: ProbeContext) -> u32 {
-    uprobe::enter(&ctx, direction::READ, uprobe::Signature::LengthByPointer);
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::LengthByPointer, 3);
     0
 }
 
 /// `int SSL_write(SSL *ssl, const void *buf, int num)`
 #[uprobe]
 pub fn ssl_enter_write(ctx: ProbeContext) -> u32 {
-    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::Length);
+    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::Length, 0);
     0
 }
 
 /// `int SSL_write_ex(SSL *s, const void *buf, size_t num, size_t *written)`
 #[uprobe]
 pub fn ssl_enter_write_ex(ctx: ProbeContext) -> u32 {
-    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::LengthByPointer);
+    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::LengthByPointer, 3);
+    0
+}
+
+/// `int SSL_write_ex2(SSL *s, const void *buf, size_t num, uint64_t flags, size_t *written)`
+#[uprobe]
+pub fn ssl_enter_write_ex2(ctx: ProbeContext) -> u32 {
+    uprobe::enter(&ctx, direction::WRITE, uprobe::Signature::LengthByPointer, 4);
     0
 }
 
 /// `int SSL_do_handshake(SSL *ssl)`: moves no plaintext, but shows the socket before any moves.
 #[uprobe]
 pub fn ssl_enter_handshake(ctx: ProbeContext) -> u32 {
-    uprobe::enter(&ctx, direction::READ, uprobe::Signature::NoData);
+    uprobe::enter(&ctx, direction::READ, uprobe::Signature::NoData, 0);
     0
 }
 

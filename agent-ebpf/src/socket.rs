@@ -56,13 +56,13 @@ fn offsets() -> SockOffsets {
 pub fn used(ctx: &BtfTracePointContext) {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own calls write this entry, and it is here.
-    let Some(call) = (unsafe { PC_CALLS.get(&thread) }) else { return };
+    let Some(call) = (unsafe { PC_CALLS.get(thread) }) else { return };
     let object = call.object;
     let sock: *mut core::ffi::c_void = ctx.arg(0);
     // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
     // SAFETY: a map value stays readable while the program runs.
-    if let Some(known) = unsafe { PC_CONNECTIONS.get(&object) }
+    if let Some(known) = unsafe { PC_CONNECTIONS.get(object) }
         && known.cookie == cookie
     {
         return;
@@ -132,8 +132,8 @@ fn next_id() -> u64 {
 fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKey, id: u64) {
     let connection = Connection { id, cookie, moved: [0; 2], flow };
     let owner = Owner { object, id };
-    if PC_CONNECTIONS.insert(&object, &connection, 0).is_err()
-        || PC_SOCKETS.insert(&cookie, &owner, 0).is_err()
+    if PC_CONNECTIONS.insert(object, connection, 0).is_err()
+        || PC_SOCKETS.insert(cookie, owner, 0).is_err()
     {
         report::lost(Loss::TableFull, 0);
         warn!(ctx, "no room for a connection of process {}", object.tgid);
@@ -151,13 +151,13 @@ pub fn state_changed(ctx: &BtfTracePointContext) {
     // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
     // SAFETY: a map value stays readable while the program runs.
-    let Some(owner) = (unsafe { PC_SOCKETS.get(&cookie) }).copied() else { return };
-    let _ = PC_SOCKETS.remove(&cookie);
+    let Some(owner) = (unsafe { PC_SOCKETS.get(cookie) }).copied() else { return };
+    let _ = PC_SOCKETS.remove(cookie);
     // SAFETY: as above.
-    let current = unsafe { PC_CONNECTIONS.get(&owner.object) };
+    let current = unsafe { PC_CONNECTIONS.get(owner.object) };
     // The object may be on its next socket already.
     if current.is_some_and(|connection| connection.id == owner.id) {
-        let _ = PC_CONNECTIONS.remove(&owner.object);
+        let _ = PC_CONNECTIONS.remove(owner.object);
     }
     if owner.id != Connection::IGNORED {
         report::closed(owner.id);

@@ -20,25 +20,26 @@ use crate::{
 pub enum Signature {
     /// It returns the length, or something not positive.
     Length = 0,
-    /// It returns 1 and writes the length to its fourth argument.
+    /// It returns 1 and writes the length to where one of its arguments points.
     LengthByPointer = 1,
     /// It moves nothing.
     NoData = 2,
 }
 
+/// `length_argument` counts from 0, for the signature that has one.
 #[inline(always)]
-pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature) {
+pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature, length_argument: usize) {
     let thread = bpf_get_current_pid_tgid();
     let object =
         TlsObject { address: ctx.arg(0).unwrap_or(0), tgid: (thread >> 32) as u32, reserved: 0 };
     let call = Call {
         object,
         buffer: ctx.arg(1).unwrap_or(0),
-        length_at: ctx.arg(3).unwrap_or(0),
+        length_at: ctx.arg(length_argument).unwrap_or(0),
         direction,
         signature: signature as u32,
     };
-    if PC_CALLS.insert(&thread, &call, 0).is_err() {
+    if PC_CALLS.insert(thread, call, 0).is_err() {
         lost(Loss::TableFull, 0);
     }
 }
@@ -47,14 +48,14 @@ pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature) {
 pub fn leave(ctx: &RetProbeContext) {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: only this thread's own calls write this entry, and it is here.
-    let Some(call) = (unsafe { PC_CALLS.get(&thread) }).copied() else { return };
+    let Some(call) = (unsafe { PC_CALLS.get(thread) }).copied() else { return };
     // The entry is there, so this cannot fail in a way that matters.
-    let _ = PC_CALLS.remove(&thread);
+    let _ = PC_CALLS.remove(thread);
     let len = moved(ctx, &call);
     if len == 0 {
         return;
     }
-    let Some(connection) = PC_CONNECTIONS.get_ptr_mut(&call.object) else {
+    let Some(connection) = PC_CONNECTIONS.get_ptr_mut(call.object) else {
         lost(Loss::NoSocket, u64::from(len));
         return;
     };

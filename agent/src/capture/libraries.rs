@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use object::{Object, ObjectSection, ObjectSymbol};
 
 /// Longest ELF file whose symbols are read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
+/// As much of a library is read, in bytes; the largest known is a tenth of that.
+const MAX_LIBRARY: u64 = 64 * 1024 * 1024;
 /// Lines of one `maps` file that are read; the kernel's default limit of mappings.
 const MAX_MAPPINGS: usize = 65_530;
 
@@ -129,6 +131,16 @@ pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
         problem,
         pids: Vec::new(),
     })
+}
+
+/// The bytes of a library file.
+///
+/// # Errors
+/// When it is no regular file of a reasonable size that can be read.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(MAX_LIBRARY).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Every process there is, in ascending order.

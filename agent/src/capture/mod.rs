@@ -4,3 +4,4 @@
 pub mod events;
 pub mod libraries;
 pub mod probes;
+pub mod sites;

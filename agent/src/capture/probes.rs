@@ -14,21 +14,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::programs::BtfTracePoint;
-use aya::programs::uprobe::{UProbe, UProbeLinkId, UProbeScope};
+use aya::programs::uprobe::{UProbe, UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::{Btf, Ebpf};
 use aya_log::EbpfLogger;
 use portcullis_common::names::program;
 
 use super::libraries::{self, LibraryFile};
+use super::sites::{self, Site};
+use crate::config::{Capture, ProbeSites};
 
-/// A function of the library: its entry program, and its symbol. All have the same return
-/// program.
-const FUNCTIONS: [(&str, &str); 5] = [
-    ("SSL_do_handshake", program::SSL_ENTER_HANDSHAKE),
-    ("SSL_read", program::SSL_ENTER_READ),
-    ("SSL_read_ex", program::SSL_ENTER_READ_EX),
-    ("SSL_write", program::SSL_ENTER_WRITE),
-    ("SSL_write_ex", program::SSL_ENTER_WRITE_EX),
+/// Every entry program. All have the same return program.
+const ENTRIES: [&str; 6] = [
+    program::SSL_ENTER_HANDSHAKE,
+    program::SSL_ENTER_READ,
+    program::SSL_ENTER_READ_EX,
+    program::SSL_ENTER_WRITE,
+    program::SSL_ENTER_WRITE_EX,
+    program::SSL_ENTER_WRITE_EX2,
 ];
 
 const TRACEPOINTS: [&str; 4] =
@@ -93,7 +95,7 @@ impl Probes {
     /// # Errors
     /// When the kernel refuses a program or a tracepoint; a library that can't be attached to
     /// is no error but told in [`State`].
-    pub fn start(mut ebpf: Ebpf, proc: PathBuf, extra: Vec<PathBuf>) -> Result<Self> {
+    pub fn start(mut ebpf: Ebpf, proc: PathBuf, config: &Capture) -> Result<Self> {
         // What the programs themselves have to say, through the `log` crate.
         let programs_log =
             EbpfLogger::init(&mut ebpf).context("can't read the programs' own messages")?;
@@ -108,8 +110,9 @@ impl Probes {
             attached: HashMap::new(),
             failed: HashSet::new(),
             programs_log,
+            symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
-        attacher.attach_files(&extra);
+        attacher.attach_files(&config.libraries);
         attacher.rescan();
         let thread = std::thread::Builder::new()
             .name("probes".into())
@@ -146,7 +149,7 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    for name in FUNCTIONS.iter().map(|(_, name)| *name).chain([program::SSL_RETURN]) {
+    for name in ENTRIES.into_iter().chain([program::SSL_RETURN]) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
@@ -192,6 +195,7 @@ struct Attacher {
     /// Not tried again.
     failed: HashSet<FileId>,
     programs_log: EbpfLogger<&'static dyn log::Log>,
+    symbols_only: bool,
 }
 
 impl Attacher {
@@ -283,16 +287,18 @@ impl Attacher {
 
     /// Attaches to all functions or none.
     fn attach(&mut self, path: &Path) -> Result<Vec<(&'static str, UProbeLinkId)>> {
+        let elf = libraries::read(path)?;
         let mut links = Vec::new();
-        for (symbol, entry) in FUNCTIONS {
+        for site in sites::choose(&elf, self.symbols_only)? {
+            tracing::debug!(
+                "probing {} at {:#x} of {}",
+                site.function,
+                site.offset,
+                path.display()
+            );
             // The return first: a call seen only at its return is no call at all.
-            for name in [program::SSL_RETURN, entry] {
-                let attached = uprobe(&mut self.ebpf, name).and_then(|probe| {
-                    probe
-                        .attach(symbol, path, UProbeScope::AllProcesses)
-                        .with_context(|| format!("{name} on {symbol}"))
-                });
-                match attached {
+            for name in [program::SSL_RETURN, site.program] {
+                match self.attach_at(path, name, &site) {
                     Ok(link) => links.push((name, link)),
                     Err(error) => {
                         self.detach(links);
@@ -302,6 +308,13 @@ impl Attacher {
             }
         }
         Ok(links)
+    }
+
+    fn attach_at(&mut self, path: &Path, name: &str, site: &Site) -> Result<UProbeLinkId> {
+        let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
+        uprobe(&mut self.ebpf, name)?
+            .attach(at, path, UProbeScope::AllProcesses)
+            .with_context(|| format!("{name} on {}", site.function))
     }
 
     fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {

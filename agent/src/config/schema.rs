@@ -12,7 +12,7 @@ use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
 use super::types::{
     Attach, Capture, Config, CredentialStuffing, Decide, Detect, Guards, Kernel, Namespaces,
-    Report, RequestRate,
+    ProbeSites, Report, RequestRate,
 };
 use super::words::{GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
 
@@ -29,6 +29,8 @@ const ATTACH: Choice<Attach> = Choice(&[
     ("tc", Attach::Tc),
     ("clsact", Attach::Clsact),
 ]);
+const PROBE_SITES: Choice<ProbeSites> =
+    Choice(&[("auto", ProbeSites::Auto), ("symbols", ProbeSites::Symbols)]);
 const NAMESPACES: Choice<Namespaces> =
     Choice(&[("all", Namespaces::All), ("own", Namespaces::Own)]);
 pub(super) const PORT: Integer<u16> = Integer { min: 1, max: u16::MAX };
@@ -88,6 +90,8 @@ fn capture(s: &mut Section, capture: &mut Capture) {
     s.value(fixed("capture.enabled", doc), &Flag, &mut capture.enabled);
     let doc = "Library files to attach to before any process maps them.";
     s.list(fixed("capture.libraries", doc), &PATH, &mut capture.libraries);
+    let doc = "Where in a library the probes go: where they cost least, or on its symbols.";
+    s.value(fixed("capture.probe_sites", doc), &PROBE_SITES, &mut capture.probe_sites);
     let doc = "Whose connections are read: those of every network namespace, so of containers \
                too, or of the agent's own.";
     let namespaces = &mut capture.network_namespaces;

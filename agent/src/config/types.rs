@@ -60,6 +60,15 @@ pub enum Attach {
     Clsact,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProbeSites {
+    /// Where they cost least.
+    #[default]
+    Auto,
+    /// On the exported functions.
+    Symbols,
+}
+
 /// Network namespaces of the host, containers' among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Namespaces {
@@ -74,6 +83,8 @@ pub struct Capture {
     pub enabled: bool,
     /// Library files to attach to before any process maps them.
     pub libraries: Vec<PathBuf>,
+    /// Where in a library the probes go.
+    pub probe_sites: ProbeSites,
     /// Which processes' connections are read.
     pub network_namespaces: Namespaces,
     pub ring_bytes: u32,
@@ -192,6 +203,7 @@ impl Default for Config {
             capture: Capture {
                 enabled: true,
                 libraries: Vec::new(),
+                probe_sites: ProbeSites::Auto,
                 network_namespaces: Namespaces::All,
                 ring_bytes: capacity::RING_BYTES,
                 max_connections: capacity::CONNECTIONS,

@@ -14,7 +14,7 @@ use crate::capture::events::{self, Event as Captured};
 use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::decide::{HostGuards, Lifted, OPERATOR, UNTIL_LIFTED, Which, recovered};
-use crate::decision::{Action, Decision};
+use crate::decision::{Action, Decision, Mode};
 use crate::enforce::{EnforceError, PolicyMaps, carry_out};
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
@@ -317,6 +317,11 @@ impl<P: PolicyMaps> Core<P> {
 
     fn carry_out(&mut self, decision: &Decision) {
         let ttl = Some(Duration::from_secs(decision.ttl_s));
+        // What is only counted must not take the place of what is dropped.
+        let dropped = self.pipeline.dropped_until(&decision.subject, decision.ts);
+        if decision.mode == Mode::Observe && dropped.is_some() {
+            return;
+        }
         if let Err(error) = carry_out(&mut self.maps, decision, ttl) {
             self.totals.blocks_failed += 1;
             tracing::error!("a decision can't be carried out: {error:#}");

@@ -116,7 +116,7 @@ fn start(
     if !config.capture.enabled {
         return Ok((core, None));
     }
-    let probes = Probes::start(loaded.ebpf, "/proc".into(), config.capture.libraries.clone())?;
+    let probes = Probes::start(loaded.ebpf, "/proc".into(), &config.capture)?;
     core.set_probes(probes);
     // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
     // it only when dropped, which `AsyncFd` does after it has deregistered it.

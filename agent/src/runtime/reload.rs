@@ -93,6 +93,7 @@ fn keep_fixed(config: &mut Config, running: &Config) {
     config.kernel = running.kernel.clone();
     config.capture.enabled = running.capture.enabled;
     config.capture.libraries.clone_from(&running.capture.libraries);
+    config.capture.probe_sites = running.capture.probe_sites;
     config.capture.network_namespaces = running.capture.network_namespaces;
     config.capture.ring_bytes = running.capture.ring_bytes;
     config.capture.max_connections = running.capture.max_connections;
@@ -118,6 +119,7 @@ mod tests {
         [capture]
         enabled = false
         libraries = ["/opt/libssl.so.3"]
+        probe_sites = "symbols"
         network_namespaces = "own"
         ring_bytes = "1MiB"
         max_connections = 100

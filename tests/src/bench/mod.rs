@@ -1,6 +1,9 @@
 //! The benchmarks, by the names that `cargo xtask bench` takes.
 
+mod block;
+mod empty_probes;
 pub mod report;
+mod tls;
 mod xdp;
 mod xdp_filter;
 
@@ -21,4 +24,8 @@ pub struct Bench {
 }
 
 /// In the order in which they run.
-pub const ALL: [Bench; 1] = [Bench { name: "xdp", run: xdp::run }];
+pub const ALL: [Bench; 3] = [
+    Bench { name: "xdp", run: xdp::run },
+    Bench { name: "tls", run: tls::run },
+    Bench { name: "block", run: block::run },
+];

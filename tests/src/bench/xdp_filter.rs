@@ -1,5 +1,6 @@
 //! xdp-filter (Debian's xdp-tools) on an interface of a laboratory.
 
+use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,9 @@ use crate::netns::{Host, INTERFACE};
 
 /// Its maps, of which there is one set on a host.
 const PINS: &str = "/sys/fs/bpf/xdp-filter";
+
+/// Where xdp-filter's loader pins dispatchers. It leaves the directory behind.
+const DISPATCHERS: &str = "/sys/fs/bpf/xdp";
 
 /// Loaded until dropped.
 pub struct XdpFilter<'a> {
@@ -69,5 +73,7 @@ impl Drop for XdpFilter<'_> {
         if let Err(error) = self.call(&["unload", INTERFACE]) {
             eprintln!("xdp-filter is left on {}: {error:#}", self.host.namespace());
         }
+        // Goes only when it is empty, that is, when no other dispatcher is there.
+        let _ = fs::remove_dir(DISPATCHERS);
     }
 }

@@ -1,0 +1,255 @@
+//! Where in a library the probes go.
+//!
+//! A uprobe costs what its instruction costs to emulate: a `push` or a five-byte `nop` a sixth
+//! of what a `sub` costs, which the kernel has to single-step. `SSL_read` and its like begin with
+//! the slow kind in most builds, but do nothing more than check their arguments and call one
+//! internal function, which begins with a `push`, takes the same arguments and serves both the
+//! plain and the `_ex` form. It has no symbol, so it is found by structure: the one function of
+//! the library that both forms call. Where that is not so, the probes go to the symbols.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result, ensure};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+use portcullis_common::names::program;
+
+/// One probed function: the entry program, and the place of its first instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub program: &'static str,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// For people: the symbol, or the symbols whose internal function it is.
+    pub function: &'static str,
+    /// The probe is on an instruction that is cheap to emulate.
+    pub cheap: bool,
+}
+
+/// An exported function and what probes it.
+struct Function {
+    symbol: &'static str,
+    program: &'static str,
+    required: bool,
+}
+
+const HANDSHAKE: Function =
+    Function { symbol: "SSL_do_handshake", program: program::SSL_ENTER_HANDSHAKE, required: true };
+
+const READ: [Function; 2] = [
+    Function { symbol: "SSL_read", program: program::SSL_ENTER_READ, required: true },
+    Function { symbol: "SSL_read_ex", program: program::SSL_ENTER_READ_EX, required: true },
+];
+
+/// The last came with OpenSSL 3.3.
+const WRITE: [Function; 3] = [
+    Function { symbol: "SSL_write", program: program::SSL_ENTER_WRITE, required: true },
+    Function { symbol: "SSL_write_ex", program: program::SSL_ENTER_WRITE_EX, required: true },
+    Function { symbol: "SSL_write_ex2", program: program::SSL_ENTER_WRITE_EX2, required: false },
+];
+
+/// Longest function that is looked into, in bytes.
+const MAX_FUNCTION: usize = 4_096;
+
+/// The sites of an OpenSSL 3 library; with `symbols_only`, its exported functions whatever they
+/// cost.
+///
+/// # Errors
+/// When `elf` is not a library that exports the functions.
+pub fn choose(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
+    let image = Image::of(elf)?;
+    let mut sites = image.symbol_sites(&[HANDSHAKE])?;
+    for functions in [&READ[..], &WRITE[..]] {
+        let internal = if symbols_only { None } else { image.internal_site(functions) };
+        match internal {
+            Some(site) => sites.push(site),
+            None => sites.extend(image.symbol_sites(functions)?),
+        }
+    }
+    Ok(sites)
+}
+
+struct Image<'a> {
+    file: object::File<'a>,
+    /// Address and size of the exported functions.
+    exports: BTreeMap<&'a str, (u64, u64)>,
+}
+
+impl<'a> Image<'a> {
+    fn of(elf: &'a [u8]) -> Result<Self> {
+        let file = object::File::parse(elf).context("not an ELF file")?;
+        let exports = file
+            .dynamic_symbols()
+            .filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
+            .filter_map(|symbol| Some((symbol.name().ok()?, (symbol.address(), symbol.size()))))
+            .collect();
+        Ok(Self { file, exports })
+    }
+
+    fn symbol_sites(&self, functions: &[Function]) -> Result<Vec<Site>> {
+        let mut sites = Vec::new();
+        for function in functions {
+            let Some((address, _)) = self.exports.get(function.symbol) else {
+                ensure!(!function.required, "the library does not export {}", function.symbol);
+                continue;
+            };
+            sites.push(Site {
+                program: function.program,
+                offset: self.file_offset(*address).context("a function without code")?,
+                function: function.symbol,
+                cheap: self.is_cheap(*address),
+            });
+        }
+        Ok(sites)
+    }
+
+    /// The internal function that all of `functions` call, if there is just one and it is worth
+    /// it. The last of `functions` has the same arguments: what it has more than the others, it
+    /// hands on.
+    fn internal_site(&self, functions: &[Function]) -> Option<Site> {
+        let exported = functions.iter().filter(|f| self.exports.contains_key(f.symbol));
+        let mut shared: Option<BTreeSet<u64>> = None;
+        let mut last = None;
+        for function in exported {
+            let callees = self.callees(function.symbol);
+            shared = Some(match shared {
+                None => callees,
+                Some(others) => others.intersection(&callees).copied().collect(),
+            });
+            last = Some(function);
+        }
+        let shared: Vec<u64> = shared?.into_iter().collect();
+        let ([address], function) = (shared.as_slice(), last?) else { return None };
+        // An exported one has arguments of its own.
+        let is_exported = self.exports.values().any(|(exported, _)| exported == address);
+        if is_exported || !self.is_cheap(*address) {
+            return None;
+        }
+        Some(Site {
+            program: function.program,
+            offset: self.file_offset(*address)?,
+            function: if function.symbol.starts_with("SSL_read") {
+                "internal function of SSL_read"
+            } else {
+                "internal function of SSL_write"
+            },
+            cheap: true,
+        })
+    }
+
+    /// Functions in the library's own code that `symbol` calls or ends in a jump to.
+    fn callees(&self, symbol: &str) -> BTreeSet<u64> {
+        let Some(&(address, size)) = self.exports.get(symbol) else { return BTreeSet::new() };
+        let size = usize::try_from(size).unwrap_or(MAX_FUNCTION).min(MAX_FUNCTION);
+        let Some(code) = self.code(address).and_then(|code| code.get(..size)) else {
+            return BTreeSet::new();
+        };
+        let own = address..address.saturating_add(size as u64);
+        self.decode(code, address)
+            .filter(|instruction| {
+                matches!(
+                    instruction.flow_control(),
+                    FlowControl::Call | FlowControl::UnconditionalBranch
+                )
+            })
+            .map(|instruction| instruction.near_branch_target())
+            .filter(|target| !own.contains(target) && self.is_in_text(*target))
+            .collect()
+    }
+
+    /// Whether the kernel emulates the instruction at `address` (arch/x86/kernel/uprobes.c,
+    /// `push_setup_xol_ops` and `branch_setup_xol_ops`) rather than single-stepping it.
+    fn is_cheap(&self, address: u64) -> bool {
+        let Some(code) = self.code(address) else { return false };
+        let code = code.get(..15).unwrap_or(code);
+        self.decode(code, address).next().is_some_and(|instruction| {
+            matches!(instruction.mnemonic(), Mnemonic::Push)
+                && instruction.op0_register().is_gpr64()
+                || instruction.code() == Code::Nop_rm32 && instruction.len() == 5
+        })
+    }
+
+    fn decode(&self, code: &'a [u8], address: u64) -> impl Iterator<Item = Instruction> + 'a {
+        let is_x86 = self.file.architecture() == Architecture::X86_64;
+        let code = if is_x86 { code } else { &[] };
+        Decoder::with_ip(64, code, address, DecoderOptions::NONE).into_iter()
+    }
+
+    /// The code from `address` to the end of its section.
+    fn code(&self, address: u64) -> Option<&'a [u8]> {
+        let section = self.file.sections().find(|section| contains(section, address))?;
+        let skip = usize::try_from(address - section.address()).ok()?;
+        section.data().ok()?.get(skip..)
+    }
+
+    /// Not in the PLT, which leads out of the library.
+    fn is_in_text(&self, address: u64) -> bool {
+        let mut sections = self.file.sections();
+        sections.any(|section| section.name() == Ok(".text") && contains(&section, address))
+    }
+
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        let section = self.file.sections().find(|section| contains(section, address))?;
+        let (start, _) = section.file_range()?;
+        start.checked_add(address - section.address())
+    }
+}
+
+fn contains<'a>(section: &impl object::ObjectSection<'a>, address: u64) -> bool {
+    address.checked_sub(section.address()).is_some_and(|offset| offset < section.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn debians() -> Vec<u8> {
+        std::fs::read("/usr/lib/x86_64-linux-gnu/libssl.so.3").expect("Debian's libssl3")
+    }
+
+    #[test]
+    fn one_internal_function_serves_both_forms() {
+        let sites = choose(&debians(), false).unwrap();
+        let programs: Vec<_> = sites.iter().map(|site| site.program).collect();
+        let expected =
+            [program::SSL_ENTER_HANDSHAKE, program::SSL_ENTER_READ_EX, program::SSL_ENTER_WRITE_EX];
+        assert_eq!(programs, expected);
+        assert!(sites[1..].iter().all(|site| site.cheap), "{sites:?}");
+        assert_ne!(sites[1].offset, sites[2].offset);
+    }
+
+    #[test]
+    fn symbols_are_probed_where_that_is_asked_for() {
+        let sites = choose(&debians(), true).unwrap();
+        let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
+        let expected = ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
+        assert_eq!(functions, expected);
+    }
+
+    /// A build in which `SSL_read` calls something else than `SSL_read_ex` does.
+    #[test]
+    fn an_unknown_structure_is_not_guessed_at() {
+        let elf = debians();
+        let site = choose(&elf, true).unwrap().into_iter().find(|s| s.function == "SSL_read");
+        let start = usize::try_from(site.unwrap().offset).unwrap();
+        let is_call = |at: &usize| elf[*at] == 0xe8;
+        let call = (start..start + 64).find(is_call).expect("a call");
+        let mut changed = elf.clone();
+        changed[call + 1] = changed[call + 1].wrapping_add(16);
+        let sites = choose(&changed, false).unwrap();
+        let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
+        let expected =
+            ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "internal function of SSL_write"];
+        assert_eq!(functions, expected);
+    }
+
+    #[test]
+    fn damaged_files_are_errors() {
+        let elf = debians();
+        assert!(choose(b"no ELF", false).is_err());
+        for len in (0..elf.len()).step_by(9_973) {
+            // Whatever comes of it, it comes back.
+            let _ = choose(&elf[..len], false);
+        }
+    }
+}

@@ -19,6 +19,7 @@ fn main() {
 }
 
 fn default_object() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/bpf/bpfel-unknown-none/release/portcullis-ebpf")
+    // As it is now, not when this script was compiled: a target directory may have been copied.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    PathBuf::from(here).join("../target/bpf/bpfel-unknown-none/release/portcullis-ebpf")
 }

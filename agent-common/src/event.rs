@@ -79,8 +79,8 @@ pub struct Exec {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Loss {
-    /// The ring buffer was full.
-    RingFull = 0,
+    /// The ring buffer was full at a read: what clients ask this host went unseen.
+    RingFullRead = 0,
     /// Bytes of a call beyond [`MAX_DATA`].
     CallTooLong = 1,
     /// The buffer of the call could not be read.
@@ -89,21 +89,34 @@ pub enum Loss {
     TableFull = 3,
     /// The socket below the TLS object was never seen.
     NoSocket = 4,
+    /// The ring buffer was full at a write.
+    RingFullWrite = 5,
+    /// The ring buffer was full when something else than plaintext was to be told. No bytes.
+    RingFullOther = 6,
 }
 
 impl Loss {
-    pub const COUNT: u32 = 5;
-    pub const ALL: [Loss; Self::COUNT as usize] =
-        [Loss::RingFull, Loss::CallTooLong, Loss::Unreadable, Loss::TableFull, Loss::NoSocket];
+    pub const COUNT: u32 = 7;
+    pub const ALL: [Loss; Self::COUNT as usize] = [
+        Loss::RingFullRead,
+        Loss::CallTooLong,
+        Loss::Unreadable,
+        Loss::TableFull,
+        Loss::NoSocket,
+        Loss::RingFullWrite,
+        Loss::RingFullOther,
+    ];
 
     /// The name under which metrics and the command line show the loss.
     pub const fn name(self) -> &'static str {
         match self {
-            Loss::RingFull => "ring_full",
+            Loss::RingFullRead => "ring_full_read",
             Loss::CallTooLong => "call_too_long",
             Loss::Unreadable => "unreadable",
             Loss::TableFull => "table_full",
             Loss::NoSocket => "no_socket",
+            Loss::RingFullWrite => "ring_full_write",
+            Loss::RingFullOther => "ring_full_other",
         }
     }
 }

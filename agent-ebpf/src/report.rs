@@ -27,7 +27,7 @@ pub fn lost(loss: Loss, bytes: u64) {
 #[inline(always)]
 fn output<T: Copy + 'static>(event: &T) {
     if PC_EVENTS.output::<T>(event, 0).is_err() {
-        lost(Loss::RingFull, 0);
+        lost(Loss::RingFullOther, 0);
     }
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::{
     },
     programs::{ProbeContext, RetProbeContext},
 };
-use portcullis_common::event::{Loss, MAX_DATA, TlsData, kind};
+use portcullis_common::event::{Loss, MAX_DATA, TlsData, direction, kind};
 
 use crate::{
     maps::{Call, Connection, PC_CALLS, PC_CONNECTIONS, PC_EVENTS, TlsObject},
@@ -117,7 +117,11 @@ fn send(call: &Call, connection: &Connection, offset: u64, len: u32) {
 #[inline(always)]
 fn reserve_and_fill<const N: usize>(call: &Call, connection: &Connection, offset: u64, len: u32) {
     let Some(mut entry) = PC_EVENTS.reserve::<Sized<N>>(0) else {
-        lost(Loss::RingFull, u64::from(len));
+        let loss = match call.direction {
+            direction::READ => Loss::RingFullRead,
+            _ => Loss::RingFullWrite,
+        };
+        lost(loss, u64::from(len));
         return;
     };
     let event = entry.as_mut_ptr();

@@ -179,6 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_no_longer_guarded_is_found_anew() {
+        let mut allowing = Config::default();
+        allowing.guards.allow = vec!["203.0.113.66/32".parse().unwrap()];
+        let mut pipeline = pipeline(allowing.clone());
+        assert_eq!(attack(&mut pipeline, 0..30).1, [9.0], "one alert");
+        assert_eq!(pipeline.reconfigure(Arc::new(allowing), at(30.0)), [], "guarded as before");
+        let lifted = pipeline.reconfigure(Arc::new(Config::default()), at(30.0));
+        let lifted: Vec<_> = lifted.iter().map(|one| one.decision.action).collect();
+        assert_eq!(lifted, [Action::Alert]);
+        assert_eq!(attack(&mut pipeline, 30..60).1, [39.0]);
+        assert_eq!(pipeline.in_force().map(|d| d.action).collect::<Vec<_>>(), [Action::Drop]);
+    }
+
+    #[test]
     fn two_detectors_make_one_decision() {
         let mut config = Config::default();
         config.detect.request_rate.requests = 4;

@@ -71,6 +71,20 @@ impl<'lab> Agent<'lab> {
         Self::start_by(lab, Command::new(programs::find("portcullis")?), config)
     }
 
+    /// The same in a mount namespace of its own, in which the lines of shell `mounts` have run
+    /// before.
+    pub fn start_with_mounts(lab: &'lab Lab, config: &str, mounts: &str) -> anyhow::Result<Self> {
+        let script = format!(
+            "set -e
+{mounts}
+exec \"$@\"
+"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, "sh"]).arg(programs::find("portcullis")?);
+        Self::start_by(lab, command, config)
+    }
+
     /// The same by a command of the caller's, such as one that ends in the agent's path; it gets
     /// the agent's arguments added, and must replace itself with the agent.
     pub fn start_by(lab: &'lab Lab, mut command: Command, config: &str) -> anyhow::Result<Self> {
@@ -112,9 +126,15 @@ impl<'lab> Agent<'lab> {
 
     /// `portcullis SUBCOMMAND --config … ARGUMENTS` on the server host.
     pub fn command(&self, subcommand: &str, arguments: &[&str]) -> anyhow::Result<Output> {
+        Self::command_of(self.lab, subcommand, arguments)
+    }
+
+    /// The same whether an agent runs or not, with the configuration that the latest was started
+    /// with.
+    pub fn command_of(lab: &Lab, subcommand: &str, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(programs::find("portcullis")?);
-        command.args([subcommand, "--config"]).arg(&self.files.config).args(arguments);
-        self.lab.server().output(command)
+        command.args([subcommand, "--config"]).arg(Files::of(lab).config).args(arguments);
+        lab.server().output(command)
     }
 
     /// The same with `--json`: what it prints.
@@ -170,9 +190,25 @@ impl<'lab> Agent<'lab> {
         })
     }
 
-    /// The sum of a metric over all its labels; `None` if there is no such metric.
+    /// The sum of a metric over all its labels; `None` if there is no such metric. With labels
+    /// in the name, as in `a_total{b="c"}`, that one sample.
     pub fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
         Ok(sum(&self.metrics()?, name))
+    }
+
+    /// Waits until a metric, as in [`Self::metric`], has a value that `wanted` accepts.
+    pub fn wait_for_metric(
+        &self,
+        limit: Duration,
+        name: &str,
+        wanted: impl Fn(f64) -> bool,
+    ) -> anyhow::Result<f64> {
+        let mut last = None;
+        let result = wait::until(limit, &format!("{name} to change"), || {
+            last = self.metric(name)?;
+            Ok(last.filter(|value| wanted(*value)))
+        });
+        result.with_context(|| format!("it is {last:?}"))
     }
 
     /// Replaces the configuration file, as in [`Self::start`], and sends SIGHUP. The agent reads

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,17 +25,20 @@ pub struct Options {
     pub workers: u16,
     /// Lines for the `server` block, such as more locations.
     pub server_lines: String,
+    /// Where its dynamic loader looks for libraries first (ld.so(8), `LD_LIBRARY_PATH`).
+    pub library_path: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 1, server_lines: String::new() }
+        Self { workers: 1, server_lines: String::new(), library_path: None }
     }
 }
 
 /// A running NGINX; stopped when this is dropped.
 pub struct Nginx {
     process: Process,
+    dir: PathBuf,
     certs: Certs,
     address_v4: SocketAddr,
     address_v6: SocketAddr,
@@ -45,7 +48,7 @@ impl Nginx {
     /// Starts it and waits until it accepts connections and all its workers are there.
     pub fn start(lab: &Lab, options: &Options) -> anyhow::Result<Self> {
         let dir = lab.dir().join("nginx");
-        fs::create_dir(&dir).context("a laboratory has one NGINX")?;
+        fs::create_dir(&dir).context("a laboratory has one NGINX at a time")?;
         let addresses: [IpAddr; 2] = [lab.server().v4().into(), lab.server().v6().into()];
         let certs = Certs::generate(&dir, &[NAME], &addresses)?;
         let config = dir.join("nginx.conf");
@@ -59,6 +62,9 @@ impl Nginx {
         // A user's PATH often lacks the directory of servers.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin"));
+        if let Some(path) = &options.library_path {
+            command.env("LD_LIBRARY_PATH", path);
+        }
         let mut process = lab.spawn(lab.server(), command, "nginx")?;
 
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
@@ -69,7 +75,7 @@ impl Nginx {
             })
         })?;
         let [address_v4, address_v6] = addresses.map(|address| SocketAddr::new(address, PORT));
-        let mut nginx = Self { process, certs, address_v4, address_v6 };
+        let mut nginx = Self { process, dir, certs, address_v4, address_v6 };
         // The master listens before it has workers.
         wait::until(PATIENCE, "NGINX's workers", || {
             nginx.process.must_run()?;
@@ -105,14 +111,16 @@ impl Nginx {
         if let Some(master) = self.master() {
             kill(master, Signal::SIGQUIT).context("cannot signal NGINX")?;
         }
-        self.process.wait(PATIENCE).map(drop)
+        self.process.wait(PATIENCE)?;
+        // Another one may be started in its place.
+        fs::remove_dir_all(&self.dir).context("cannot remove the files of NGINX")
     }
 }
 
 fn configuration(dir: &Path, certs: &Certs, options: &Options) -> String {
     let dir = dir.display();
     let upstream = shop::ADDRESS;
-    let Options { workers, server_lines } = options;
+    let Options { workers, server_lines, .. } = options;
     format!(
         "daemon off;
 worker_processes {workers};

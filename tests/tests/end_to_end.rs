@@ -2,72 +2,38 @@
 //! recognises the attack, and the attacker's packets die at the interface, while an innocent
 //! client keeps being served.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
-use portcullis_tests::agent::Agent;
-use portcullis_tests::client::{Client, Request};
-use portcullis_tests::netns::{Host, Lab};
-use portcullis_tests::nginx::{Nginx, Options};
-use portcullis_tests::shop::{PASSWORD, Shop, USER};
-use serde_json::Value;
+use portcullis_tests::client::Request;
+use portcullis_tests::scenario::{Family, MANY, SOON, Scene, event, guess, is_served};
 
 const PREFIX: &str = "pcx-e2e";
-const SOON: Duration = Duration::from_secs(10);
-/// Far above what the default thresholds need.
-const MOST_GUESSES: u32 = 200;
 
-/// Guesses passwords until nothing comes back; how many were answered.
-fn stuff(attacker: &Host, client: &Client, server: SocketAddr) -> u32 {
-    let client = client.clone().timeout(Duration::from_secs(1));
-    let answered = attacker.run(|| {
-        let mut connection = client.connect(server)?;
-        for guess in 0..MOST_GUESSES {
-            let login = Request::login(&format!("user{guess}@example.com"), "hunter2");
-            match connection.request(&login) {
-                Ok(answer) => assert_eq!(answer.status, 401),
-                Err(_) => return Ok(guess),
-            }
-        }
-        panic!("{MOST_GUESSES} guesses were answered");
-    });
-    answered.expect("the attacker gets in at first")
-}
-
-fn is_served(host: &Host, client: &Client, server: SocketAddr) -> bool {
-    let client = client.clone().timeout(Duration::from_secs(1));
-    let login = host.run(|| client.connect(server)?.request(&Request::login(USER, PASSWORD)));
-    login.is_ok_and(|answer| answer.status == 200)
-}
-
-fn event<'a>(kind: &'a str) -> impl Fn(&Value) -> bool + 'a {
-    move |event| event["event"] == kind
-}
-
-fn attack_is_stopped(config: &str, hook: &str, v6: bool) {
-    let lab = Lab::new(PREFIX, 2).expect("a laboratory");
-    let _shop = Shop::start(&lab).expect("the shop");
-    let nginx = Nginx::start(&lab, &Options::default()).expect("NGINX");
-    let mut agent = Agent::start(&lab, config).expect("the agent");
-    let client = Client::trusting(&nginx.certs().ca).expect("a client");
-    let server = if v6 { nginx.address_v6() } else { nginx.address_v4() };
-    let (attacker, innocent) = (lab.client(0), lab.client(1));
+fn attack_is_stopped(attach: &str, hook: &str, family: Family) {
+    let scene = Scene::new(PREFIX, 2).expect("a scene");
+    let config = format!("kernel.attach = \"{attach}\"");
+    let mut agent = scene.agent(&config).expect("the agent");
+    let (client, server) = (&scene.client, scene.server(family));
+    let (attacker, innocent) = (scene.attacker(), scene.innocent());
 
     let status = agent.json("status", &[]).expect("status");
     assert_eq!(status["interfaces"][0]["hook"], hook, "{}", agent.log());
-    assert!(is_served(innocent, &client, server));
+    assert!(is_served(innocent, client, server));
 
-    let answered = stuff(attacker, &client, server);
-    assert!(answered >= 10, "blocked before there was evidence: {answered} guesses answered");
+    let guesses = guess(attacker, client, server, MANY, |request| request).expect("guesses");
+    assert!(guesses.stopped, "{guesses:?}");
+    assert!(guesses.answered >= 10, "blocked before there was evidence: {guesses:?}");
 
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     assert_eq!(decision["detector"], "credential_stuffing");
     assert_eq!(decision["owasp"], "API2:2023");
     assert_eq!((&decision["action"], &decision["mode"]), (&"drop".into(), &"enforce".into()));
-    if v6 {
-        assert!(decision["subject"]["cidr"].as_str().unwrap().ends_with("/64"), "{decision}");
-    } else {
-        assert_eq!(decision["subject"]["ip"], attacker.v4().to_string());
+    match family {
+        Family::V4 => assert_eq!(decision["subject"]["ip"], attacker.v4().to_string()),
+        Family::V6 => {
+            let [a, b, c, d, ..] = attacker.v6().segments();
+            let net = format!("{a:x}:{b:x}:{c:x}:{d:x}::/64");
+            let net: ipnet::IpNet = net.parse().expect("a network");
+            assert_eq!(decision["subject"]["cidr"], net.to_string());
+        }
     }
     let drop = agent.wait_for_event(SOON, "the first drop", event("first_drop")).unwrap();
     assert_eq!(drop["id"], decision["id"]);
@@ -76,17 +42,65 @@ fn attack_is_stopped(config: &str, hook: &str, v6: bool) {
     let block = &blocks[0];
     assert_eq!(block["id"], decision["id"], "{blocks}");
     assert!(block["packets"].as_u64().unwrap() > 0, "{blocks}");
-    assert!(!is_served(attacker, &client, server));
-    assert!(is_served(innocent, &client, server));
+    assert!(!is_served(attacker, client, server));
+    assert!(is_served(innocent, client, server));
 }
 
 #[test]
 fn native_xdp_stops_an_attack_over_ipv4() {
-    attack_is_stopped("", "xdp-native", false);
+    attack_is_stopped("auto", "xdp-native", Family::V4);
 }
 
-/// The laboratory's hosts share a /64, so the innocent one must be told apart by the family.
+#[test]
+fn native_xdp_stops_an_attack_over_ipv6() {
+    attack_is_stopped("xdp-native", "xdp-native", Family::V6);
+}
+
+#[test]
+fn generic_xdp_stops_an_attack_over_ipv4() {
+    attack_is_stopped("xdp-generic", "xdp-generic", Family::V4);
+}
+
+#[test]
+fn generic_xdp_stops_an_attack_over_ipv6() {
+    attack_is_stopped("xdp-generic", "xdp-generic", Family::V6);
+}
+
 #[test]
 fn tcx_stops_an_attack_over_ipv4() {
-    attack_is_stopped("[kernel]\nattach = \"tc\"\n", "tcx", false);
+    attack_is_stopped("tc", "tcx", Family::V4);
+}
+
+#[test]
+fn tcx_stops_an_attack_over_ipv6() {
+    attack_is_stopped("tc", "tcx", Family::V6);
+}
+
+#[test]
+fn clsact_stops_an_attack_over_ipv4() {
+    attack_is_stopped("clsact", "clsact", Family::V4);
+}
+
+#[test]
+fn clsact_stops_an_attack_over_ipv6() {
+    attack_is_stopped("clsact", "clsact", Family::V6);
+}
+
+#[test]
+fn too_many_requests_are_stopped() {
+    let scene = Scene::new(PREFIX, 2).expect("a scene");
+    let config = "[detect.request_rate]\nrequests = 50\nwindow = \"10s\"";
+    let mut agent = scene.agent(config).expect("the agent");
+    let mut answered = 0;
+    let mut connection = scene.connect(scene.attacker()).expect("a connection");
+    while answered < 1_000 && connection.request(&Request::get("/tiny")).is_ok() {
+        answered += 1;
+    }
+    assert!((50..1_000).contains(&answered), "{answered} requests were answered");
+    let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
+    assert_eq!(decision["detector"], "request_rate");
+    assert_eq!(decision["owasp"], "API4:2023");
+    assert_eq!(decision["subject"]["ip"], scene.attacker().v4().to_string());
+    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_served(scene.innocent()));
 }

@@ -133,7 +133,8 @@ impl Decider {
         }
     }
 
-    /// Adopts `config`. Lifts what it guards, and detectors' drops where it only observes.
+    /// Adopts `config`. Lifts what it guards, detectors' drops where it only observes, and the
+    /// alerts on clients that it no longer guards: they can be dropped now.
     pub fn reconfigure(&mut self, config: Arc<Config>, now: Timestamp) -> Vec<Lifted> {
         self.enforced.set_limit(capacity(config.kernel.max_blocks));
         self.noted.set_limit(config.detect.max_actors.max(1));
@@ -152,12 +153,22 @@ impl Decider {
     fn apply_guards(&mut self, now: Timestamp) -> Vec<Lifted> {
         self.guards = Guards::new(&self.config, &self.host);
         let (guards, config) = (&self.guards, &self.config);
-        let lifted = self.enforced.take_any(|decision| {
-            let guarded = decision.subject.network().is_some_and(|net| guards.of(net).is_some());
+        let guarded = |decision: &Decision| {
+            decision.subject.network().is_some_and(|net| guards.of(net).is_some())
+        };
+        let mut lifted = self.enforced.take_any(|decision| {
             let observed = decision.detector != OPERATOR
                 && config.mode_of(decision.service.as_deref()) == Mode::Observe;
-            guarded || observed
+            guarded(decision) || observed
         });
+        lifted.extend(self.noted.take_any(|decision| {
+            let service = decision.service.as_deref();
+            let service =
+                service.and_then(|name| config.services.iter().find(|s| &*s.name == name));
+            decision.evidence.contains_key("guard")
+                && !guarded(decision)
+                && !Guards::failsafe_only(config, service)
+        }));
         lifted.into_iter().map(|decision| lifted_at(decision, now)).collect()
     }
 

@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use portcullis_common::names::program;
 use serde::Serialize;
 
-use super::pins::{LinkPin, PinDir, remove_file};
+use super::pins::{LinkPin, PinDir, interfaces as all_interfaces, remove_file};
 use crate::config::{Attach, Kernel};
 
 /// Where on an interface a program sits.
@@ -82,7 +82,26 @@ pub fn attach(ebpf: &mut Ebpf, config: &Kernel, interfaces: &[String]) -> Result
         remove_file(&pin.path)?;
         tracing::info!("detached from {}, which is no longer configured", pin.interface);
     }
+    remove_other_filters(&attachments)?;
     Ok(attachments)
+}
+
+/// Takes off the clsact filters that an earlier agent left where this one has none.
+fn remove_other_filters(attachments: &[Attachment]) -> Result<()> {
+    let has_filter =
+        |name: &str| attachments.iter().any(|at| at.interface == name && at.hook == Hook::Clsact);
+    for interface in all_interfaces()?.iter().filter(|name| !has_filter(name)) {
+        if remove_filter(interface) {
+            tracing::info!("took an earlier clsact filter off {interface}");
+        }
+    }
+    Ok(())
+}
+
+/// Whether there was one.
+pub(super) fn remove_filter(interface: &str) -> bool {
+    // Not finding the program, or a qdisc to look in, is the usual case.
+    tc::qdisc_detach_program(interface, TcAttachType::Ingress, program::TC).is_ok()
 }
 
 fn attach_one(
@@ -113,11 +132,11 @@ fn attach_one(
     }
     for &hook in hooks {
         match attach_new(ebpf, pins, interface, hook) {
-            Ok(()) => {
+            Ok(taken_over) => {
                 return Ok(Attachment {
                     interface: interface.to_owned(),
                     hook,
-                    taken_over: false,
+                    taken_over,
                     passed_over,
                 });
             }
@@ -146,7 +165,8 @@ fn take_over(ebpf: &mut Ebpf, pin: &LinkPin) -> Result<()> {
     Ok(())
 }
 
-fn attach_new(ebpf: &mut Ebpf, pins: &PinDir, interface: &str, hook: Hook) -> Result<()> {
+/// Returns whether it replaced an earlier agent's program, which only a clsact filter does here.
+fn attach_new(ebpf: &mut Ebpf, pins: &PinDir, interface: &str, hook: Hook) -> Result<bool> {
     let link = match hook {
         Hook::XdpNative => attach_xdp(xdp(ebpf)?, interface, XdpMode::Driver)?,
         Hook::XdpGeneric => attach_xdp(xdp(ebpf)?, interface, XdpMode::Skb)?,
@@ -154,7 +174,7 @@ fn attach_new(ebpf: &mut Ebpf, pins: &PinDir, interface: &str, hook: Hook) -> Re
         Hook::Clsact => return attach_clsact(classifier(ebpf)?, interface),
     };
     link.pin(pins.link(interface, hook)).context("can't pin the link")?;
-    Ok(())
+    Ok(false)
 }
 
 fn attach_xdp(xdp: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink> {
@@ -169,7 +189,8 @@ fn attach_tcx(classifier: &mut SchedClassifier, interface: &str) -> Result<FdLin
     FdLink::try_from(classifier.take_link(id)?).context("the kernel has no links for TC")
 }
 
-fn attach_clsact(classifier: &mut SchedClassifier, interface: &str) -> Result<()> {
+/// Replaces the filter of an earlier agent, and returns whether there was one.
+fn attach_clsact(classifier: &mut SchedClassifier, interface: &str) -> Result<bool> {
     // An error means that the qdisc is there already; if not, attaching will say so.
     let _ = tc::qdisc_add_clsact(interface);
     let earlier = SchedClassifierLink::attached(
@@ -179,21 +200,18 @@ fn attach_clsact(classifier: &mut SchedClassifier, interface: &str) -> Result<()
         CLSACT_HANDLE,
         None,
     )?;
-    let id = match classifier.attach_to_link(earlier) {
-        Ok(id) => id,
+    let (id, taken_over) = match classifier.attach_to_link(earlier) {
+        Ok(id) => (id, true),
         Err(_) => {
             let options =
                 NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-            classifier.attach_with_options(
-                interface,
-                TcAttachType::Ingress,
-                TcAttachOptions::Netlink(options),
-            )?
+            let options = TcAttachOptions::Netlink(options);
+            (classifier.attach_with_options(interface, TcAttachType::Ingress, options)?, false)
         }
     };
     // Dropping the link would take the filter off.
     std::mem::forget(classifier.take_link(id)?);
-    Ok(())
+    Ok(taken_over)
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {

@@ -9,13 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use aya::programs::tc::{self, TcAttachType};
 use nix::net::if_::if_nameindex;
 use portcullis_common::ABI_VERSION;
-use portcullis_common::names::program;
 use serde::Serialize;
 
-use super::attach::Hook;
+use super::attach::{Hook, remove_filter};
 use super::bpffs::{make_pin_dir, names_in};
 
 const MAPS_PREFIX: &str = "maps-v";
@@ -119,10 +117,8 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
         remove_file(&link.path)?;
         detached.links.push(format!("{} {}", link.interface, link.hook.name()));
     }
-    for interface in if_nameindex().context("can't list the interfaces")?.iter() {
-        let interface = interface.name().to_string_lossy();
-        // Not finding the program, or a qdisc to look in, is the usual case.
-        if tc::qdisc_detach_program(&interface, TcAttachType::Ingress, program::TC).is_ok() {
+    for interface in interfaces()? {
+        if remove_filter(&interface) {
             detached.links.push(format!("{interface} {}", Hook::Clsact.name()));
         }
     }
@@ -134,6 +130,12 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
         remove_dir(&dir)?;
     }
     Ok(detached)
+}
+
+/// Of this network namespace, whichever one's `/sys` shows.
+pub(super) fn interfaces() -> Result<Vec<String>> {
+    let interfaces = if_nameindex().context("can't list the network interfaces")?;
+    Ok(interfaces.iter().map(|one| one.name().to_string_lossy().into_owned()).collect())
 }
 
 /// Unpins all maps in `dir` and removes it; returns their names.

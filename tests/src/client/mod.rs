@@ -122,6 +122,13 @@ impl Request {
         Self::post_json("/api/login", &body)
     }
 
+    /// To another name than the shop's.
+    #[must_use]
+    pub fn host(mut self, name: &str) -> Self {
+        self.headers.retain(|(header, _)| header != "Host");
+        self.header("Host", name)
+    }
+
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

@@ -15,7 +15,7 @@ fn snapshot() -> Snapshot {
     of.connections = 11;
     of.actors = 9;
     of.transactions = 1_000_000_007;
-    of.losses.insert("ring_full".into(), Lost { events: 5, bytes: 81_920 });
+    of.losses.insert("ring_full_read".into(), Lost { events: 5, bytes: 81_920 });
     of.http.insert("malformed".into(), 4);
     of.findings.insert("credential_stuffing".into(), 2);
     of.decisions.insert("drop".into(), 2);

@@ -24,7 +24,8 @@ pub struct DenyEntry {
     pub packets: u64,
     pub bytes: u64,
     pub action: u32,
-    pub reserved: u32,
+    /// Who asked for it, for the agent that takes the entry over; nothing to the kernel.
+    pub origin: u32,
 }
 
 pub const NEVER_EXPIRES: u64 = u64::MAX;
@@ -34,6 +35,13 @@ pub mod action {
     pub const DROP: u32 = 0;
     /// Count the packet under the entry and let it pass.
     pub const COUNT: u32 = 1;
+}
+
+/// Who asked for a deny entry ([`DenyEntry::origin`]).
+pub mod origin {
+    pub const AUTOMATIC: u32 = 0;
+    pub const OPERATOR: u32 = 1;
+    pub const CONFIGURED: u32 = 2;
 }
 
 /// Value of the allow list.

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::decide::OPERATOR;
 use crate::decision::{Action, Decision, Mode};
 
-/// Who asked for a block. Operators have a reserve of the map to themselves.
+/// Who asked for a block. All but the detectors have a reserve of the map to themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    Operator,
     Automatic,
+    /// By a command.
+    Operator,
+    /// By listing it in the configuration.
+    Configured,
 }
 
 /// What to enter into the deny map.
@@ -33,6 +35,7 @@ pub struct Block {
     /// `None`: until it is lifted.
     pub remaining: Option<Duration>,
     pub rule_id: u64,
+    pub origin: Origin,
     pub count_only: bool,
     pub packets: u64,
     pub bytes: u64,
@@ -63,7 +66,8 @@ pub enum EnforceError {
 
 /// The kernel's policy maps, or what stands for them in a test.
 pub trait PolicyMaps {
-    /// Blocks `target`, or replaces its block, keeping the counters.
+    /// Blocks `target`, or replaces its block; the counters go on when the rule is the same.
+    /// When the map is full, a block that only counts gives way to one that drops.
     fn block(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError>;
 
     fn unblock(&mut self, target: IpNet) -> Result<(), EnforceError>;
@@ -92,11 +96,11 @@ pub fn carry_out(
     maps: &mut impl PolicyMaps,
     decision: &Decision,
     ttl: Option<Duration>,
+    origin: Origin,
 ) -> Result<(), EnforceError> {
     let (Action::Drop, Some(target)) = (decision.action, decision.subject.network()) else {
         return Ok(());
     };
-    let origin = if decision.detector == OPERATOR { Origin::Operator } else { Origin::Automatic };
     let block = NewBlock {
         ttl,
         rule_id: decision.rule_id().unwrap_or_default(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use ipnet::IpNet;
-use portcullis_common::policy::{DenyEntry, DenyKey, NEVER_EXPIRES, action};
+use portcullis_common::policy::{DenyEntry, DenyKey, NEVER_EXPIRES, action, origin};
 
 use super::addresses::{deny_key, network_of};
 use super::clock::coarse_now;
@@ -17,6 +17,8 @@ pub(super) struct DenyMap {
     /// Every entry, with its expiry on the coarse clock.
     expiries: HashMap<IpNet, u64>,
     by_expiry: BTreeSet<(u64, IpNet)>,
+    /// The entries that only count.
+    observed: BTreeSet<IpNet>,
     capacity: u32,
     reserve: u32,
 }
@@ -28,10 +30,16 @@ impl DenyMap {
         capacity: u32,
         reserve: u32,
     ) -> Result<Self> {
-        let mut deny =
-            Self { map, expiries: HashMap::new(), by_expiry: BTreeSet::new(), capacity, reserve };
+        let mut deny = Self {
+            map,
+            expiries: HashMap::new(),
+            by_expiry: BTreeSet::new(),
+            observed: BTreeSet::new(),
+            capacity,
+            reserve,
+        };
         for (net, entry) in deny.entries()? {
-            deny.remember(net, entry.expires_ns);
+            deny.remember(net, &entry);
         }
         Ok(deny)
     }
@@ -39,22 +47,24 @@ impl DenyMap {
     pub fn insert(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError> {
         let (key, target) = identify(target)?;
         let old = self.lookup(&key)?;
-        if old.is_none() && !self.has_room(block.origin) {
-            return Err(EnforceError::Full(self.usage()));
+        if old.is_none() {
+            self.make_room(&block)?;
         }
+        // The same block, but for another time: its counters go on.
+        let same = old.filter(|old| old.rule_id == block.rule_id);
         let entry = DenyEntry {
             expires_ns: block.ttl.map_or(NEVER_EXPIRES, expiry_after),
             rule_id: block.rule_id,
             // What the kernel adds between the look-up and the insertion, well under a
             // microsecond, is not carried over.
-            packets: old.map_or(0, |old| old.packets),
-            bytes: old.map_or(0, |old| old.bytes),
+            packets: same.map_or(0, |old| old.packets),
+            bytes: same.map_or(0, |old| old.bytes),
             action: if block.count_only { action::COUNT } else { action::DROP },
-            reserved: 0,
+            origin: block.origin.to_kernel(),
         };
         match self.map.insert(key, entry, 0) {
             Ok(()) => {
-                self.remember(target, entry.expires_ns);
+                self.remember(target, &entry);
                 Ok(())
             }
             Err(error) if is_full(&error) => Err(EnforceError::Full(self.usage())),
@@ -97,6 +107,7 @@ impl DenyMap {
             remaining: (entry.expires_ns != NEVER_EXPIRES)
                 .then(|| Duration::from_nanos(entry.expires_ns.saturating_sub(now))),
             rule_id: entry.rule_id,
+            origin: Origin::from_kernel(entry.origin),
             count_only: entry.action == action::COUNT,
             packets: entry.packets,
             bytes: entry.bytes,
@@ -129,25 +140,64 @@ impl DenyMap {
         }
     }
 
+    /// Makes sure that there is room for one more entry: first what has expired goes, then one
+    /// that only counts, if the new one is to drop.
+    fn make_room(&mut self, block: &NewBlock) -> Result<(), EnforceError> {
+        if self.has_room(block.origin) {
+            return Ok(());
+        }
+        self.sweep()?;
+        if !block.count_only
+            && !self.has_room(block.origin)
+            && let Some(&observed) = self.observed.first()
+        {
+            self.remove(observed)?;
+        }
+        if self.has_room(block.origin) { Ok(()) } else { Err(EnforceError::Full(self.usage())) }
+    }
+
     fn has_room(&self, origin: Origin) -> bool {
         let limit = match origin {
-            Origin::Operator => self.capacity,
+            Origin::Operator | Origin::Configured => self.capacity,
             Origin::Automatic => self.capacity.saturating_sub(self.reserve),
         };
         self.usage().used < limit
     }
 
-    fn remember(&mut self, target: IpNet, expires_ns: u64) {
+    fn remember(&mut self, target: IpNet, entry: &DenyEntry) {
         self.forget(target);
-        self.expiries.insert(target, expires_ns);
-        if expires_ns != NEVER_EXPIRES {
-            self.by_expiry.insert((expires_ns, target));
+        self.expiries.insert(target, entry.expires_ns);
+        if entry.expires_ns != NEVER_EXPIRES {
+            self.by_expiry.insert((entry.expires_ns, target));
+        }
+        if entry.action == action::COUNT {
+            self.observed.insert(target);
         }
     }
 
     fn forget(&mut self, target: IpNet) {
         if let Some(expires_ns) = self.expiries.remove(&target) {
             self.by_expiry.remove(&(expires_ns, target));
+        }
+        self.observed.remove(&target);
+    }
+}
+
+impl Origin {
+    fn to_kernel(self) -> u32 {
+        match self {
+            Self::Automatic => origin::AUTOMATIC,
+            Self::Operator => origin::OPERATOR,
+            Self::Configured => origin::CONFIGURED,
+        }
+    }
+
+    /// What no version has written is taken for an operator's: those are never thrown away.
+    fn from_kernel(value: u32) -> Self {
+        match value {
+            origin::AUTOMATIC => Self::Automatic,
+            origin::CONFIGURED => Self::Configured,
+            _ => Self::Operator,
         }
     }
 }

@@ -10,9 +10,10 @@ use portcullis_common::names::{global, map, pinned};
 use portcullis_common::policy::{DenyEntry, DenyKey};
 
 use super::btf::{Btf, sock_offsets};
+use super::clock::coarse_now;
 use super::counters::{LossCounters, ReasonCounters};
 use super::deny::DenyMap;
-use super::pins::{PinDir, remove_maps};
+use super::pins::{PinDir, remove_file, remove_maps};
 use super::policy::KernelPolicy;
 use crate::config::{Config, Namespaces};
 
@@ -35,7 +36,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
     let kernel = &config.kernel;
     let pins = PinDir::make(&kernel.pin_dir)?;
     let mut notes = Vec::new();
-    let carried_over = set_aside_if_resized(&pins, config, &mut notes)?;
+    let resized = Resized::look(&pins, config)?;
     let offsets = sock_offsets(&Btf::of_running_kernel()?)?;
     let only_namespace = match config.capture.network_namespaces {
         Namespaces::All => 0,
@@ -44,7 +45,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
 
     let mut loader = EbpfLoader::new();
     for name in pinned::ALL {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, resized.pin_of(&pins, name));
     }
     let mut ebpf = loader
         .map_max_entries(pinned::DENY, kernel.max_blocks)
@@ -58,9 +59,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
         .context("the kernel does not accept Portcullis' maps; `portcullis doctor` may say why")?;
 
     let mut deny: BpfHashMap<MapData, DenyKey, DenyEntry> = take(&mut ebpf, pinned::DENY)?;
-    for (key, entry) in carried_over {
-        deny.insert(key, entry, 0).context("can't carry a block over to the resized map")?;
-    }
+    notes.extend(resized.finish(&pins, &mut deny)?);
     for dir in pins.foreign_maps()? {
         let maps = remove_maps(&dir)?;
         notes.push(format!(
@@ -98,31 +97,68 @@ where
     map.try_into().with_context(|| format!("map {name} is of another kind"))
 }
 
-/// The kernel can't resize a map. When the configured sizes differ from the pinned ones, reads
-/// the blocks and removes the pins, so that new maps are made; the attached programs go on with
-/// the old ones until they are replaced.
-fn set_aside_if_resized(
-    pins: &PinDir,
-    config: &Config,
-    notes: &mut Vec<String>,
-) -> Result<Vec<(DenyKey, DenyEntry)>> {
-    let deny = pins.map(pinned::DENY);
-    let resized = differs(&deny, config.kernel.max_blocks)?
-        || differs(&pins.map(pinned::ALLOW), config.kernel.max_allowed)?;
-    if !resized {
-        return Ok(Vec::new());
+/// The kernel can't resize a map. One whose configured size differs from the pinned one's is
+/// made anew under another name, filled, and put in the place of the old by a rename, so that at
+/// every moment a whole one is pinned. The attached programs go on with the old map until they
+/// are replaced.
+struct Resized {
+    maps: Vec<&'static str>,
+    blocks: Vec<(DenyKey, DenyEntry)>,
+}
+
+impl Resized {
+    fn look(pins: &PinDir, config: &Config) -> Result<Self> {
+        let sizes =
+            [(pinned::DENY, config.kernel.max_blocks), (pinned::ALLOW, config.kernel.max_allowed)];
+        let mut maps = Vec::new();
+        for (name, size) in sizes {
+            // Of an agent that ended while it made one.
+            let unfinished = pins.unfinished_map(name);
+            if unfinished.exists() {
+                remove_file(&unfinished)?;
+            }
+            if differs(&pins.map(name), size)? {
+                maps.push(name);
+            }
+        }
+        let mut blocks = Vec::new();
+        if maps.contains(&pinned::DENY) {
+            blocks = pinned_entries(&pins.map(pinned::DENY))?;
+            let now = coarse_now();
+            blocks.retain(|(_, entry)| entry.expires_ns > now);
+        }
+        ensure!(
+            blocks.len() <= config.kernel.max_blocks as usize,
+            "kernel.max_blocks is {}, but {} blocks are in force",
+            config.kernel.max_blocks,
+            blocks.len()
+        );
+        Ok(Self { maps, blocks })
     }
-    let entries = if deny.exists() { pinned_entries(&deny)? } else { Vec::new() };
-    ensure!(
-        entries.len() <= config.kernel.max_blocks as usize,
-        "kernel.max_blocks is {}, but {} blocks are in force",
-        config.kernel.max_blocks,
-        entries.len()
-    );
-    remove_maps(&pins.maps())?;
-    PinDir::make(&config.kernel.pin_dir)?;
-    notes.push(format!("resized the policy maps; {} blocks carried over", entries.len()));
-    Ok(entries)
+
+    /// Where to pin the map `name` while loading.
+    fn pin_of(&self, pins: &PinDir, name: &str) -> PathBuf {
+        if self.maps.contains(&name) { pins.unfinished_map(name) } else { pins.map(name) }
+    }
+
+    /// Fills the new deny map and puts what is new in its place.
+    fn finish(
+        self,
+        pins: &PinDir,
+        deny: &mut BpfHashMap<MapData, DenyKey, DenyEntry>,
+    ) -> Result<Option<String>> {
+        for (key, entry) in &self.blocks {
+            deny.insert(key, entry, 0).context("can't carry a block over to the resized map")?;
+        }
+        for name in &self.maps {
+            let (from, to) = (pins.unfinished_map(name), pins.map(name));
+            std::fs::rename(&from, &to)
+                .with_context(|| format!("can't rename {} to {}", from.display(), to.display()))?;
+        }
+        let resized = !self.maps.is_empty();
+        let note = || format!("resized {}; {} blocks carried over", self.maps.join(", "), self.blocks.len());
+        Ok(resized.then(note))
+    }
 }
 
 fn differs(path: &PathBuf, max_entries: u32) -> Result<bool> {

@@ -43,6 +43,11 @@ impl PinDir {
         self.maps().join(name)
     }
 
+    /// Where a map is pinned that is to replace the one at [`Self::map`].
+    pub fn unfinished_map(&self, name: &str) -> PathBuf {
+        self.maps().join(format!("{name}-unfinished"))
+    }
+
     fn links(&self) -> PathBuf {
         self.0.join("links")
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::core::{Core, Refusal};
+use super::core::Core;
+use super::policy::Refusal;
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
 use crate::detect::{self, counter::FINDINGS};
@@ -57,7 +58,7 @@ impl<P: PolicyMaps> Core<P> {
             _ => return,
         };
         let Some(peer) = peer else { return };
-        let now = self.now();
+        let now = self.wall_now();
         let ok = !matches!(response, Response::Error { .. });
         let command = request.name();
         let event = Event::Operator { ts: now, uid: peer.uid, command, target, reason, ok };
@@ -94,7 +95,7 @@ impl<P: PolicyMaps> Core<P> {
             None => Vec::new(),
         };
         let was_decided = !lifted.is_empty();
-        self.carry_out_lifts(lifted);
+        self.carry_out_lifts(&lifted);
         // A block may be in the kernel of which no decision is known.
         match self.maps.unblock(target) {
             Ok(()) => Response::Unblocked { target },
@@ -143,10 +144,15 @@ impl<P: PolicyMaps> Core<P> {
 
     fn allow_add(&mut self, target: IpNet) -> Response {
         let target = target.trunc();
-        if !self.allowed_by_operator.contains(&target) {
-            self.allowed_by_operator.push(target);
+        if self.allowed_by_operator.contains(&target) {
+            return self.allow_list();
         }
-        self.allow_changed()
+        self.allowed_by_operator.push(target);
+        let response = self.allow_changed();
+        if matches!(response, Response::Error { .. }) {
+            self.allowed_by_operator.pop();
+        }
+        response
     }
 
     fn allow_remove(&mut self, target: IpNet) -> Response {

@@ -9,13 +9,14 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use portcullis_common::event::{TlsData, direction};
 
+use super::clock::Clock;
 use super::recent::Recent;
 use crate::capture::events::{self, Event as Captured};
 use crate::capture::probes::Probes;
 use crate::config::Config;
-use crate::decide::{HostGuards, Lifted, OPERATOR, UNTIL_LIFTED, Which, recovered};
-use crate::decision::{Action, Decision, Mode};
-use crate::enforce::{EnforceError, PolicyMaps, carry_out};
+use crate::decide::HostGuards;
+use crate::decision::{Action, Decision};
+use crate::enforce::PolicyMaps;
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
@@ -60,7 +61,7 @@ pub(super) struct Core<P> {
     pub(super) recent: Recent,
     pub(super) totals: Totals,
     started: Instant,
-    clock_offset: u64,
+    pub(super) clock: Clock,
     next_host_refresh: Instant,
     next_loss_report: Instant,
     losses_told: Vec<Count>,
@@ -107,14 +108,15 @@ impl<P: PolicyMaps> Core<P> {
             recent: Recent::default(),
             totals: Totals::default(),
             started: now,
-            clock_offset: kernel::wall_clock_offset(),
+            clock: Clock::start(),
             next_host_refresh: now + HOST_REFRESH,
             next_loss_report: now + LOSS_REPORT,
             losses_told: Vec::new(),
             transactions: Vec::new(),
             output: Output::default(),
         };
-        core.write_policy()?;
+        let config = core.config();
+        core.write_policy(&config)?;
         core.take_over_blocks()?;
         core.block_configured(&[]);
         Ok(core)
@@ -136,17 +138,18 @@ impl<P: PolicyMaps> Core<P> {
         self.started.elapsed()
     }
 
-    /// The wall clock, which everything outside of the kernel is stamped with.
+    /// The pipeline's time.
     pub fn now(&self) -> Timestamp {
-        Timestamp::from_nanos(kernel::monotonic_now().saturating_add(self.clock_offset))
+        self.clock.now()
     }
 
-    fn at(&self, kernel_ns: u64) -> Timestamp {
-        Timestamp::from_nanos(kernel_ns.saturating_add(self.clock_offset))
+    /// The wall clock's time, which everything that leaves the agent is stamped with.
+    pub fn wall_now(&self) -> Timestamp {
+        self.clock.shown(self.now())
     }
 
     pub fn log_start(&mut self) {
-        let (now, config) = (self.now(), self.config());
+        let (now, config) = (self.wall_now(), self.config());
         self.log.append(
             now,
             &Event::Start {
@@ -160,79 +163,8 @@ impl<P: PolicyMaps> Core<P> {
     }
 
     pub fn log_stop(&mut self, reason: &str) {
-        let now = self.now();
+        let now = self.wall_now();
         self.log.append(now, &Event::Stop { ts: now, reason });
-    }
-
-    /// Allow list and failsafe ports into the kernel.
-    pub(super) fn write_policy(&mut self) -> Result<(), EnforceError> {
-        let guards = &self.config.guards;
-        let mut allowed = guards.allow.clone();
-        allowed.extend(&guards.trusted_proxies);
-        allowed.extend(self.host.all().map(IpNet::from));
-        self.maps.set_allowed(&allowed)?;
-        self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)
-    }
-
-    /// The blocks of an earlier run stay in force, except where a guard now forbids them.
-    fn take_over_blocks(&mut self) -> Result<(), EnforceError> {
-        let now = self.now();
-        let mut taken_over = 0;
-        for block in self.maps.blocks()? {
-            // What is only counted is not in force; a new finding makes it anew.
-            let refused = if block.count_only {
-                true
-            } else {
-                let decision = recovered(block.target, block.rule_id, block.remaining, now);
-                match self.pipeline.restore(decision, now) {
-                    Ok(()) => false,
-                    Err(refusal) => {
-                        tracing::warn!("not taking over a block: {refusal}");
-                        true
-                    }
-                }
-            };
-            if refused {
-                self.maps.unblock(block.target)?;
-            } else {
-                taken_over += 1;
-            }
-        }
-        if taken_over > 0 {
-            tracing::info!("took over {taken_over} blocks of an earlier run");
-        }
-        Ok(())
-    }
-
-    /// Blocks what the configuration lists, except what `already` does.
-    pub(super) fn block_configured(&mut self, already: &[IpNet]) {
-        let listed = self.config.blocked.clone();
-        for block in listed.iter().filter(|block| !already.contains(&block.target)) {
-            let reason = block.reason.as_deref().unwrap_or("listed in the configuration");
-            if let Err(message) = self.operator_block(block.target, None, reason) {
-                tracing::error!("{message}");
-            }
-        }
-    }
-
-    /// # Errors
-    /// A sentence for the operator.
-    pub(super) fn operator_block(
-        &mut self,
-        target: IpNet,
-        ttl: Option<Duration>,
-        reason: &str,
-    ) -> Result<Decision, Refusal> {
-        let now = self.now();
-        let decision = self.pipeline.operator_block(target, ttl, reason, now)?;
-        if let Err(error) = carry_out(&mut self.maps, &decision, ttl) {
-            // Nothing was written, so there is nothing in the kernel to lift.
-            self.pipeline.lift(Which::Id(&decision.id), now);
-            self.totals.blocks_failed += 1;
-            return Err(error.into());
-        }
-        self.tell_decision(&decision, now);
-        Ok(decision)
     }
 
     /// Handles records until the batch is dropped.
@@ -244,14 +176,14 @@ impl<P: PolicyMaps> Core<P> {
         match events::decode(record) {
             Ok(Captured::TlsData(header, data)) => self.tls_data(&header, data),
             Ok(Captured::TlsClosed(closed)) => {
-                let ts = self.at(closed.time_ns);
+                let ts = self.clock.at(closed.time_ns);
                 self.http.closed(closed.connection, ts, &mut self.transactions);
                 self.judge(ts);
             }
             Ok(Captured::FirstDrop(drop)) => {
                 let target = kernel::network_of(drop.addr, drop.prefix_len);
                 if let Some(target) = target {
-                    self.first_drop(target, drop.rule_id, self.at(drop.time_ns));
+                    self.first_drop(target, drop.rule_id, self.clock.at(drop.time_ns));
                 }
             }
             Ok(Captured::Exec(exec)) => {
@@ -268,7 +200,7 @@ impl<P: PolicyMaps> Core<P> {
 
     fn tls_data(&mut self, header: &TlsData, data: &[u8]) {
         let (local, remote) = kernel::flow_addresses(&header.flow);
-        let ts = self.at(header.time_ns);
+        let ts = self.clock.at(header.time_ns);
         let chunk = Chunk {
             connection: header.connection,
             side: if header.direction == direction::READ { Side::Read } else { Side::Write },
@@ -301,34 +233,21 @@ impl<P: PolicyMaps> Core<P> {
         }
         let output = std::mem::take(&mut self.output);
         // First of all the kernel: telling can wait.
-        for decision in &output.decisions {
-            self.carry_out(decision);
-        }
-        let now = self.now();
-        for finding in output.findings {
+        let mut decisions = output.decisions;
+        decisions.retain(|decision| self.carry_out(decision));
+        let now = self.wall_now();
+        for mut finding in output.findings {
+            finding.ts = self.clock.shown(finding.ts);
             *self.totals.findings.entry(finding.detector.as_str()).or_default() += 1;
             self.log.append(now, &Event::Finding(&finding));
             self.recent.finding(finding);
         }
-        for decision in &output.decisions {
+        for decision in decisions {
             self.tell_decision(decision, cause);
         }
     }
 
-    fn carry_out(&mut self, decision: &Decision) {
-        let ttl = Some(Duration::from_secs(decision.ttl_s));
-        // What is only counted must not take the place of what is dropped.
-        let dropped = self.pipeline.dropped_until(&decision.subject, decision.ts);
-        if decision.mode == Mode::Observe && dropped.is_some() {
-            return;
-        }
-        if let Err(error) = carry_out(&mut self.maps, decision, ttl) {
-            self.totals.blocks_failed += 1;
-            tracing::error!("a decision can't be carried out: {error:#}");
-        }
-    }
-
-    fn tell_decision(&mut self, decision: &Decision, cause: Timestamp) {
+    pub(super) fn tell_decision(&mut self, mut decision: Decision, cause: Timestamp) {
         let action = match decision.action {
             Action::Drop => "drop",
             Action::Alert => "alert",
@@ -337,56 +256,23 @@ impl<P: PolicyMaps> Core<P> {
         if let Some(guard) = decision.evidence.get("guard").and_then(|guard| guard.as_str()) {
             *self.totals.guarded.entry(guard.to_owned()).or_default() += 1;
         }
-        let now = self.now();
-        self.log.append(now, &Event::Decision(decision));
-        self.recent.decision(decision.clone(), cause);
+        decision.ts = self.clock.shown(decision.ts);
+        let now = self.wall_now();
+        self.log.append(now, &Event::Decision(&decision));
+        self.recent.decision(decision, cause);
     }
 
     fn first_drop(&mut self, target: IpNet, rule: u64, ts: Timestamp) {
         let made = self.recent.by_rule(rule);
         let id = made.map(|made| made.decision.id.clone());
         let after_ms = made.map(|made| ts.since(made.cause).as_secs_f64() * 1e3);
-        let now = self.now();
+        let (now, ts) = (self.wall_now(), self.clock.shown(ts));
         self.log.append(now, &Event::FirstDrop { ts, id: id.as_deref(), target, after_ms });
-    }
-
-    /// Takes lifted decisions out of the kernel, or leaves there what another still asks for.
-    pub(super) fn carry_out_lifts(&mut self, lifted: Vec<Lifted>) {
-        let now = self.now();
-        for Lifted { lift, decision } in lifted {
-            if let Err(error) = self.end_block(&decision, now) {
-                tracing::error!("a block can't be lifted: {error:#}");
-            }
-            self.log.append(now, &Event::Lift(&lift));
-        }
-    }
-
-    fn end_block(&mut self, ended: &Decision, now: Timestamp) -> Result<(), EnforceError> {
-        let Some(target) = ended.subject.network() else { return Ok(()) };
-        if ended.action != Action::Drop {
-            return Ok(());
-        }
-        match self.pipeline.dropped_until(&ended.subject, now) {
-            Some(until) => {
-                let left = until.since(now);
-                let holder = self
-                    .pipeline
-                    .in_force()
-                    .find(|held| held.subject == ended.subject && held.action == Action::Drop);
-                let Some(holder) = holder.cloned() else { return Ok(()) };
-                carry_out(&mut self.maps, &holder, (left < UNTIL_LIFTED / 2).then_some(left))
-            }
-            None => match self.maps.unblock(target) {
-                // It has expired meanwhile, or was only ever an alert.
-                Err(EnforceError::NotBlocked(_)) => Ok(()),
-                other => other,
-            },
-        }
     }
 
     /// Once a second.
     pub fn tick(&mut self) {
-        self.clock_offset = kernel::wall_clock_offset();
+        self.clock.refresh();
         let now = self.now();
         self.http.expire(now, &mut self.transactions);
         self.judge(now);
@@ -401,7 +287,7 @@ impl<P: PolicyMaps> Core<P> {
         }
         if instant >= self.next_loss_report {
             self.next_loss_report = instant + LOSS_REPORT;
-            self.report_losses(now);
+            self.report_losses();
         }
     }
 
@@ -411,8 +297,9 @@ impl<P: PolicyMaps> Core<P> {
             Ok(host) => {
                 let lifted = self.pipeline.set_host(guards(&host), now);
                 self.host = host;
-                self.carry_out_lifts(lifted);
-                if let Err(error) = self.write_policy() {
+                self.carry_out_lifts(&lifted);
+                let config = self.config();
+                if let Err(error) = self.write_policy(&config) {
                     tracing::error!("the allow list can't be changed: {error:#}");
                 }
             }
@@ -420,7 +307,8 @@ impl<P: PolicyMaps> Core<P> {
         }
     }
 
-    fn report_losses(&mut self, now: Timestamp) {
+    fn report_losses(&mut self) {
+        let now = self.wall_now();
         let losses = match self.losses.all() {
             Ok(losses) => losses,
             Err(error) => return tracing::warn!("{error:#}"),
@@ -452,15 +340,6 @@ impl<P: PolicyMaps> Batch<'_, P> {
     }
 }
 
-/// Why an operator's block was not made.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
-    #[error(transparent)]
-    Refused(#[from] crate::decide::Refused),
-    #[error(transparent)]
-    Failed(#[from] EnforceError),
-}
-
 pub(super) fn guards(host: &HostAddresses) -> HostGuards {
     HostGuards {
         addresses: host.addresses.clone(),
@@ -482,9 +361,4 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("can't get random bytes")?;
     Ok(bytes)
-}
-
-/// Whether a decision was an operator's.
-pub(super) fn by_operator(decision: &Decision) -> bool {
-    decision.detector == OPERATOR
 }

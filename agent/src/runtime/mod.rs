@@ -4,8 +4,10 @@
 //! Stopping leaves the programs attached and the blocks in force: they expire by themselves, the
 //! next agent takes them over, and `portcullis detach` removes them.
 
+mod clock;
 mod commands;
 mod core;
+mod policy;
 mod recent;
 mod reload;
 
@@ -74,11 +76,12 @@ async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     core.log_start();
     let reason = event_loop(&mut core, &mut events, &mut called, &mut signals).await;
     notify(&[sd_notify::NotifyState::Stopping]);
-    core.log_stop(&reason);
+    let told = reason.as_ref().map_or_else(|error| format!("{error:#}"), |reason| (*reason).into());
+    core.log_stop(&told);
     stop.send_replace(true);
     drop(called);
     while servers.join_next().await.is_some() {}
-    Ok(())
+    reason.map(drop)
 }
 
 /// Records from the kernel; `None` when nothing is captured.
@@ -154,30 +157,29 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// Returns why it ended.
+/// Returns the signal that ended it.
+///
+/// # Errors
+/// When events can't be had any more.
 async fn event_loop(
     core: &mut Core<kernel::KernelPolicy>,
     events: &mut Events,
     calls: &mut mpsc::Receiver<Call>,
     signals: &mut Signals,
-) -> String {
+) -> Result<&'static str> {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return "SIGTERM".to_owned(),
-            _ = signals.interrupt.recv() => return "SIGINT".to_owned(),
+            _ = signals.terminate.recv() => return Ok("SIGTERM"),
+            _ = signals.interrupt.recv() => return Ok("SIGINT"),
             _ = signals.hangup.recv() => {
                 notify(&[sd_notify::NotifyState::Reloading]);
                 // Told by the reload itself.
                 let _ = core.reload();
                 notify(&[sd_notify::NotifyState::Ready]);
             }
-            result = read_events(core, events) => {
-                if let Err(error) = result {
-                    return format!("the ring buffer can't be read: {error}");
-                }
-            }
+            result = read_events(core, events) => result.context("the ring buffer can't be read")?,
             Some(call) = calls.recv() => {
                 let Call { request, peer, reply } = call;
                 // Whoever asked may have given up.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::core::{Core, by_operator, http_settings};
+use super::core::{Core, http_settings};
+use super::policy::by_operator;
 use crate::config::{self, Config, Purpose};
 use crate::decide::{Which, subject_of};
 use crate::enforce::{EnforceError, PolicyMaps};
@@ -18,7 +19,7 @@ impl<P: PolicyMaps> Core<P> {
     /// Every mistake of the file, a line each.
     pub fn reload(&mut self) -> Result<Vec<String>, String> {
         let result = self.try_reload();
-        let now = self.now();
+        let now = self.wall_now();
         let (ok, messages) = match &result {
             Ok(warnings) => {
                 self.totals.reloads += 1;
@@ -59,13 +60,19 @@ impl<P: PolicyMaps> Core<P> {
     pub(super) fn adopt(&mut self, configured: Config) -> Result<(), EnforceError> {
         let mut effective = configured.clone();
         effective.guards.allow.extend(&self.allowed_by_operator);
+        // The one step that can fail goes first.
+        if let Err(error) = self.write_policy(&effective) {
+            let old = self.config();
+            self.write_policy(&old)?;
+            return Err(error);
+        }
         self.configured = configured;
         self.config = Arc::new(effective);
         let now = self.now();
         self.http.set_settings(http_settings(&self.config));
         let lifted = self.pipeline.reconfigure(Arc::clone(&self.config), now);
-        self.carry_out_lifts(lifted);
-        self.write_policy()
+        self.carry_out_lifts(&lifted);
+        Ok(())
     }
 
     fn unblock_no_longer_configured(&mut self, before: &[IpNet]) {
@@ -81,7 +88,7 @@ impl<P: PolicyMaps> Core<P> {
                 .collect();
             for id in ids {
                 let lifted = self.pipeline.lift(Which::Id(&id), now);
-                self.carry_out_lifts(lifted);
+                self.carry_out_lifts(&lifted);
             }
         }
     }

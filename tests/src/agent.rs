@@ -68,7 +68,7 @@ impl<'lab> Agent<'lab> {
     /// `interfaces`, `kernel.pin_dir`, `capture.network_namespaces`, `report.control_socket`, `report.event_log` and
     /// `report.metrics_listen` are the laboratory's unless `config` sets them.
     pub fn start(lab: &'lab Lab, config: &str) -> anyhow::Result<Self> {
-        Self::start_by(lab, config, Command::new(programs::find("portcullis")?))
+        Self::start_by(lab, Command::new(programs::find("portcullis")?), config)
     }
 
     /// The same in a mount namespace of its own, in which the lines of shell `mounts` have run
@@ -77,10 +77,12 @@ impl<'lab> Agent<'lab> {
         let script = format!("set -e\n{mounts}\nexec \"$@\"\n");
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script, "sh"]).arg(programs::find("portcullis")?);
-        Self::start_by(lab, config, command)
+        Self::start_by(lab, command, config)
     }
 
-    fn start_by(lab: &'lab Lab, config: &str, mut command: Command) -> anyhow::Result<Self> {
+    /// The same by a command of the caller's, such as one that ends in the agent's path; it gets
+    /// the agent's arguments added, and must replace itself with the agent.
+    pub fn start_by(lab: &'lab Lab, mut command: Command, config: &str) -> anyhow::Result<Self> {
         let files = Files::of(lab);
         fs::write(&files.config, files.complete(lab, config)?)?;
         command.args(["run", "--config"]).arg(&files.config);

@@ -28,6 +28,7 @@ pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod curl;
+pub mod demo;
 pub mod flood;
 pub mod netns;
 pub mod nginx;

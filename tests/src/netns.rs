@@ -8,6 +8,7 @@
 //! Every host has an IPv4 and an IPv6 address and no default route. The server has one interface,
 //! so that programs attach in one place as on a real host.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,6 +16,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 use std::{panic, thread};
 
 use anyhow::{Context, bail, ensure};
@@ -24,6 +26,7 @@ use nix::unistd::Pid;
 
 use crate::process::{self, Process};
 use crate::slot::Slot;
+use crate::wait;
 
 mod remains;
 
@@ -36,6 +39,8 @@ pub const MAX_CLIENTS: usize = 15;
 pub const MAX_ADDRESSES: u16 = 4_094;
 /// The interface of every host.
 pub const INTERFACE: &str = "eth0";
+/// For killed processes to end, and for what they did to be removed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The namespaces; removed, with everything that runs in them, when this is dropped.
 pub struct Lab {
@@ -117,12 +122,13 @@ impl Lab {
     }
 
     fn build(&self, switch: &str) -> anyhow::Result<()> {
-        fs::create_dir(self.dir())?;
-        fs::set_permissions(self.dir(), fs::Permissions::from_mode(0o711))?;
         let hosts = || self.clients.iter().chain([&self.server]);
-        for namespace in hosts().map(|host| host.namespace.as_str()).chain([switch]) {
-            ip(None, &format!("netns add {namespace}\n"))?;
-        }
+        self.remains.make(|| {
+            fs::create_dir(self.dir())?;
+            fs::set_permissions(self.dir(), fs::Permissions::from_mode(0o711))?;
+            let mut namespaces = hosts().map(|host| host.namespace.as_str()).chain([switch]);
+            namespaces.try_for_each(|namespace| ip(None, &format!("netns add {namespace}\n")))
+        })?;
         in_namespace(switch, || set_ipv6("disable_ipv6", 1))??;
         ip(Some(switch), "link add br0 type bridge forward_delay 0\nlink set br0 up\n")?;
         for host in hosts() {
@@ -322,6 +328,8 @@ fn ip(namespace: Option<&str>, lines: &str) -> anyhow::Result<()> {
     if let Some(namespace) = namespace {
         command.args(["-netns", namespace]);
     }
+    // Ctrl-C on the terminal is for the laboratory, which then removes what there is.
+    command.process_group(0);
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot run ip (package iproute2)")?;
     child.stdin.take().context("ip has no stdin")?.write_all(lines.as_bytes())?;
@@ -352,12 +360,23 @@ pub fn processes_in(namespace: &str) -> Vec<Pid> {
         .collect()
 }
 
-fn kill_all_in(namespace: &str) {
+/// Kills what runs in `namespace`, what that has just started too, and waits until it is gone:
+/// an agent that is killed still takes its probes out of other processes.
+fn end_all_in(namespace: &str) -> anyhow::Result<()> {
     let me = nix::unistd::getpid();
-    for pid in processes_in(namespace).into_iter().filter(|pid| *pid != me) {
-        // It may have ended since it was listed.
-        let _ = kill(pid, Signal::SIGKILL);
-    }
+    let mut killed = BTreeSet::new();
+    let what = format!("the processes in {namespace} to end");
+    wait::until(PATIENCE, &what, || {
+        let found: Vec<Pid> =
+            processes_in(namespace).into_iter().filter(|pid| *pid != me).collect();
+        for pid in &found {
+            // It may have ended since it was listed.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        killed.extend(&found);
+        let is_over = found.is_empty() && !killed.iter().any(|pid| process::is_running(*pid));
+        Ok(is_over.then_some(()))
+    })
 }
 
 #[cfg(test)]

@@ -121,6 +121,15 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
+/// Whether any thread of `pid` still runs; one that has ended may wait for its parent to notice.
+pub fn is_running(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // proc_pid_stat(5): the state follows the name, which is in parentheses.
+    let ended = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !ended || threads > 1
+}
+
 fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process numbers are below 2^22"))
 }
@@ -154,9 +163,17 @@ mod tests {
     fn dropping_kills() {
         let (_dir, process) = sh("exec sleep 1000");
         let pid = process.pid();
-        assert!(is_alive(pid));
+        assert!(is_alive(pid) && is_running(pid));
         drop(process);
-        assert!(!is_alive(pid));
+        assert!(!is_alive(pid) && !is_running(pid));
+    }
+
+    #[test]
+    fn one_that_ended_unnoticed_does_not_run() {
+        let (_dir, process) = sh("exit 0");
+        let pid = process.pid();
+        wait::until(PATIENCE, "the end", || Ok((!is_running(pid)).then_some(()))).expect("ends");
+        assert!(is_alive(pid), "nobody has asked for its status");
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
 
 fn run(global: &Global) -> Result<(), Failure> {
     let config = config_file::read(&global.config, Purpose::Run)?;
+    doctor::warn_of_absent_capabilities();
     Ok(runtime::run(&global.config, config)?)
 }
 

@@ -1,5 +1,6 @@
 //! Answers to what the control socket and the metrics endpoint ask.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,6 +9,7 @@ use serde_json::Value;
 use super::core::{Core, Refusal};
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
+use crate::detect::{self, counter::FINDINGS};
 use crate::enforce::{Block, PolicyMaps};
 use crate::http::Counter;
 use crate::report::control::{
@@ -239,6 +241,9 @@ impl<P: PolicyMaps> Core<P> {
         for (name, events) in self.pipeline.decider_counters().named() {
             lost(name, events);
         }
+        for (name, events) in left_out(&self.pipeline.detector_counters()) {
+            lost(name, events);
+        }
         lost("undecodable_events", totals.undecodable);
         if let Some(probes) = &self.probes {
             let state = probes.state();
@@ -246,5 +251,35 @@ impl<P: PolicyMaps> Core<P> {
             lost("libraries_refused", state.libraries_refused);
             snapshot.libraries_attached = state.attached() as u64;
         }
+    }
+}
+
+/// What the detectors left out, all of them together.
+fn left_out(counters: &[detect::Counter]) -> BTreeMap<&'static str, u64> {
+    let mut losses = BTreeMap::new();
+    for counter in counters.iter().filter(|counter| counter.name != FINDINGS) {
+        let total: &mut u64 = losses.entry(counter.name).or_default();
+        *total = total.saturating_add(counter.value);
+    }
+    losses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::counter::{ACTORS_EVICTED, TOO_LATE};
+    use crate::finding::DetectorName;
+
+    #[test]
+    fn what_detectors_left_out_is_added_up() {
+        let [rate, stuffing] = DetectorName::ALL;
+        let count = |name, detector, value| detect::Counter { name, detector, value };
+        let counters = [
+            count(ACTORS_EVICTED, rate, 2),
+            count(FINDINGS, rate, 9),
+            count(ACTORS_EVICTED, stuffing, 3),
+            count(TOO_LATE, stuffing, 0),
+        ];
+        assert_eq!(left_out(&counters), BTreeMap::from([(ACTORS_EVICTED, 5), (TOO_LATE, 0)]));
     }
 }

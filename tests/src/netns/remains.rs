@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{process, thread};
@@ -12,8 +13,9 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{kill_all_in, path_of};
+use super::{PATIENCE, end_all_in, path_of};
 use crate::slot::Slot;
+use crate::wait;
 
 /// Namespaces by name of the laboratory, for [`clean_up_on_signals`].
 static LIVE: Mutex<BTreeMap<String, Vec<String>>> = Mutex::new(BTreeMap::new());
@@ -31,6 +33,13 @@ impl Remains {
         Self { name: name.to_owned(), dir: dir_of(name), pin_dir: pin_dir_of(name) }
     }
 
+    /// Runs `work`, which makes what must be removed; not at all once a signal's clean-up has
+    /// begun, and to its end if that begins meanwhile.
+    pub fn make<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _live = live();
+        work()
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -42,7 +51,9 @@ impl Remains {
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        let namespaces = live().remove(&self.name).unwrap_or_default();
+        // Held to the end: a signal's clean-up must not end the process in the middle of this.
+        let mut live = live();
+        let namespaces = live.remove(&self.name).unwrap_or_default();
         remove(&self.name, &namespaces);
     }
 }
@@ -93,10 +104,15 @@ fn slot_of(prefix: &str, lab: &str) -> Option<u8> {
 
 fn remove(lab: &str, namespaces: &[String]) {
     for namespace in namespaces {
-        kill_all_in(namespace);
+        if let Err(error) = end_all_in(namespace) {
+            eprintln!("{error:#}");
+        }
     }
     for namespace in namespaces.iter().filter(|namespace| path_of(namespace).exists()) {
-        let deleted = process::Command::new("ip").args(["netns", "delete", namespace]).status();
+        let mut delete = process::Command::new("ip");
+        // Another Ctrl-C on the terminal must not reach it.
+        delete.args(["netns", "delete", namespace]).process_group(0);
+        let deleted = delete.status();
         if !deleted.is_ok_and(|status| status.success()) {
             eprintln!(
                 "the namespace {namespace} is left over; `ip netns delete {namespace}` removes it"
@@ -104,13 +120,21 @@ fn remove(lab: &str, namespaces: &[String]) {
         }
     }
     for dir in [pin_dir_of(lab), dir_of(lab)] {
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                eprintln!("{} is left over: {error}", dir.display());
-            }
-            _ => {}
+        if let Err(error) = remove_dir(&dir) {
+            eprintln!("{} is left over: {error:#}", dir.display());
         }
     }
+}
+
+/// Removes `dir` and all that is in it, if it is there. After a signal, a thread of this process
+/// may still be writing files to it.
+fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+    wait::until(PATIENCE, "its last file", || match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(Some(())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(())),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(None),
+        Err(error) => Err(error.into()),
+    })
 }
 
 fn dir_of(lab: &str) -> PathBuf {

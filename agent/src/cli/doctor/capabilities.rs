@@ -2,7 +2,7 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-use super::Check;
+use super::{Check, State};
 
 const AREA: &str = "capabilities";
 
@@ -45,7 +45,8 @@ const NEEDS: [Need; 7] = [
         capability: Capability::CAP_DAC_READ_SEARCH,
         essential: false,
         in_admin: false,
-        without: "library files in directories closed to this user can't be opened",
+        without: "library files and pins in directories closed to this user can't be opened; \
+                  systemd mounts bpffs so that it is closed to all but root",
     },
     Need {
         capability: Capability::CAP_SYS_ADMIN,
@@ -74,6 +75,14 @@ pub(super) fn look(checks: &mut Vec<Check>) {
     }
 }
 
+/// Logs what does not work for lack of a capability, ahead of the errors that come of it.
+pub(in crate::cli) fn warn_of_absent() {
+    let Ok(effective) = caps::read(None, CapSet::Effective) else { return };
+    for check in judge(&effective).iter().filter(|check| check.state != State::Ok) {
+        tracing::warn!("{} is {}", check.name, check.found);
+    }
+}
+
 fn judge(effective: &CapsHashSet) -> Vec<Check> {
     let judge = |need: &Need| {
         let name = need.capability.to_string();
@@ -98,7 +107,6 @@ fn judge(effective: &CapsHashSet) -> Vec<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
 
     fn states(capabilities: impl IntoIterator<Item = Capability>) -> Vec<State> {

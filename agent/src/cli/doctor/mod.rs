@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub(super) use capabilities::warn_of_absent as warn_of_absent_capabilities;
+
 use super::args::Global;
 use super::failure::Failure;
 use super::output::{self, Table};

@@ -74,7 +74,12 @@ impl<'lab> Agent<'lab> {
     /// The same in a mount namespace of its own, in which the lines of shell `mounts` have run
     /// before.
     pub fn start_with_mounts(lab: &'lab Lab, config: &str, mounts: &str) -> anyhow::Result<Self> {
-        let script = format!("set -e\n{mounts}\nexec \"$@\"\n");
+        let script = format!(
+            "set -e
+{mounts}
+exec \"$@\"
+"
+        );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script, "sh"]).arg(programs::find("portcullis")?);
         Self::start_by(lab, command, config)

@@ -1,7 +1,8 @@
 //! What most end-to-end tests begin with: a shop behind NGINX, an attacker and an innocent
 //! client; and what both do.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,9 +18,11 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// Far above what the default thresholds need.
 pub const MANY: u32 = 60;
 
-/// How long a client waits that may be cut off: longer than any answer takes on a busy machine,
-/// short enough to wait for.
-const CUT_OFF: Duration = Duration::from_secs(2);
+/// How long a client waits for an answer that a block may keep from it: longer than answers take
+/// on a busy machine.
+const ANSWER: Duration = Duration::from_secs(2);
+/// The same for the first packet of a connection, which no program has to answer.
+const HANDSHAKE: Duration = Duration::from_millis(900);
 
 /// The IP versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +95,15 @@ impl Scene {
         is_served(host, &self.client, self.server(Family::V4))
     }
 
-    /// A connection over IPv4, to be kept.
+    /// Whether no packet of `host` reaches the server over IPv4.
+    pub fn is_cut_off(&self, host: &Host) -> bool {
+        is_cut_off(host, self.server(Family::V4))
+    }
+
+    /// A connection over IPv4, to be kept until nothing is answered on it.
     pub fn connect(&self, host: &Host) -> anyhow::Result<Connection> {
         let server = self.server(Family::V4);
-        let client = self.client.clone().timeout(CUT_OFF);
+        let client = self.client.clone().timeout(ANSWER);
         host.run(|| client.connect(server))
     }
 }
@@ -117,7 +125,7 @@ pub fn guess(
     most: u32,
     dress: impl Fn(Request) -> Request + Send + Sync,
 ) -> anyhow::Result<Guesses> {
-    let client = client.clone().timeout(CUT_OFF);
+    let client = client.clone().timeout(ANSWER);
     host.run(|| {
         let mut connection = client.connect(server)?;
         for answered in 0..most {
@@ -126,8 +134,7 @@ pub fn guess(
                 Ok(answer) if answer.status == 401 => {}
                 Ok(answer) => anyhow::bail!("a guess was answered with {}", answer.status),
                 Err(_) => {
-                    let stopped = client.connect(server).is_err();
-                    return Ok(Guesses { answered, stopped });
+                    return Ok(Guesses { answered, stopped: is_silent(server) });
                 }
             }
         }
@@ -137,9 +144,19 @@ pub fn guess(
 
 /// Whether `host` can log in, on a connection of its own.
 pub fn is_served(host: &Host, client: &Client, server: SocketAddr) -> bool {
-    let client = client.clone().timeout(CUT_OFF);
     let login = host.run(|| client.connect(server)?.request(&Request::login(USER, PASSWORD)));
     login.is_ok_and(|answer| answer.status == 200)
+}
+
+/// Whether `host` hears nothing from `server`, not even that it is refused.
+pub fn is_cut_off(host: &Host, server: SocketAddr) -> bool {
+    host.run(|| Ok(is_silent(server))).is_ok_and(|silent| silent)
+}
+
+/// The same in the namespace of this thread.
+fn is_silent(server: SocketAddr) -> bool {
+    let connected = TcpStream::connect_timeout(&server, HANDSHAKE);
+    connected.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Events of one kind.

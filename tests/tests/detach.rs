@@ -34,13 +34,13 @@ fn stopping_keeps_blocks_and_detach_removes_everything() {
         let agent = scene.agent(&config).expect("the agent");
         let attacker = scene.attacker().v4().to_string();
         agent.json("block", &[&attacker]).expect("a block");
-        assert!(!scene.is_served(scene.attacker()));
+        assert!(scene.is_cut_off(scene.attacker()));
         let files = agent.files().clone();
         let status = agent.stop().expect("stopped");
         assert!(status.success(), "{status}");
         assert!(!files.control_socket.exists(), "the socket is gone");
 
-        assert!(!scene.is_served(scene.attacker()), "{attach}: stopping lifts no block");
+        assert!(scene.is_cut_off(scene.attacker()), "{attach}: stopping lifts no block");
         assert!(scene.is_served(scene.innocent()));
         assert!(attach == "tc" || is_attached(&scene.lab), "{attach}");
 

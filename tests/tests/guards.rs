@@ -47,7 +47,7 @@ fn the_allow_list_goes_before_a_block_in_the_kernel() {
     let attacker = scene.attacker().v4().to_string();
     let agent = scene.agent("").expect("the agent");
     agent.json("block", &[&attacker]).expect("a block");
-    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_cut_off(scene.attacker()));
     agent.kill().expect("killed");
     let agent =
         scene.agent(&format!("guards.allow = [\"{attacker}/32\"]")).expect("the next agent");
@@ -122,7 +122,7 @@ fn failsafe_ports_stay_open_for_who_is_blocked() {
     scene.guess_until_stopped(scene.attacker()).expect("stopped");
     assert!(is_greeted(scene.attacker(), SocketAddr::new(server, 22)));
     assert!(!is_greeted(scene.attacker(), SocketAddr::new(server, 2222)));
-    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_cut_off(scene.attacker()));
     let passed = agent.metric("portcullis_packets_total{reason=\"pass_failsafe\"}");
     assert!(passed.expect("metrics").expect("a metric") > 0.0);
 }

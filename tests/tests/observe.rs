@@ -44,7 +44,7 @@ fn everything_is_decided_and_nothing_dropped() {
     // What an operator asks for is not observed but done.
     let innocent = scene.innocent().v4().to_string();
     agent.json("block", &[&innocent]).expect("a block");
-    assert!(!scene.is_served(scene.innocent()));
+    assert!(scene.is_cut_off(scene.innocent()));
 }
 
 #[test]

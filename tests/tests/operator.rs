@@ -37,7 +37,7 @@ fn blocks_are_made_shown_and_lifted() {
     let output = agent.command("block", &arguments).expect("runs");
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{target} blocked for 1h\n"));
-    assert!(!scene.is_served(host));
+    assert!(scene.is_cut_off(host));
     assert!(scene.is_served(scene.innocent()));
 
     let block = block_of(&agent, &host_net(host.v4().into())).expect("blocks").expect("the block");

@@ -70,13 +70,13 @@ fn lists_and_mode_take_effect() {
     let (attacker, target) = (scene.attacker().v4(), listed.v4());
     assert!(scene.is_served(listed));
     reload(&mut agent, &format!("block = [\"{target}\"]"), 1);
-    assert!(!scene.is_served(listed));
-    assert!(!scene.is_served(scene.attacker()), "the earlier block stays");
+    assert!(scene.is_cut_off(listed));
+    assert!(scene.is_cut_off(scene.attacker()), "the earlier block stays");
     let block = block_of(&agent, &host_net(target.into())).expect("blocks").expect("the block");
     assert_eq!(block["remaining_s"], Value::Null);
     reload(&mut agent, "", 2);
     assert!(scene.is_served(listed));
-    assert!(!scene.is_served(scene.attacker()), "the earlier block stays");
+    assert!(scene.is_cut_off(scene.attacker()), "the earlier block stays");
 
     // Allowed: the block is lifted.
     reload(&mut agent, &format!("guards.allow = [\"{attacker}\"]"), 3);
@@ -95,6 +95,14 @@ fn lists_and_mode_take_effect() {
     assert_eq!(agent.json("blocks", &[]).expect("blocks"), serde_json::json!([]));
     let guesses = scene.guess(scene.attacker(), 30).expect("guesses");
     assert_eq!((guesses.answered, guesses.stopped), (30, false));
+    let block = block_of(&agent, &host_net(attacker.into())).expect("blocks").expect("an entry");
+    assert_eq!(block["count_only"], true);
+
+    // What was only observed does not stand in the way of enforcing.
+    reload(&mut agent, "", 6);
+    scene.guess_until_stopped(scene.attacker()).expect("stopped once more");
+    let block = block_of(&agent, &host_net(attacker.into())).expect("blocks").expect("the block");
+    assert_eq!(block["count_only"], false);
 }
 
 #[test]
@@ -186,7 +194,7 @@ fn keys_that_need_a_restart_are_named_and_the_rest_holds() {
         assert!(agent.log().contains(&format!("{key} changes")), "{}", agent.log());
     }
     assert_eq!(told["messages"].as_array().expect("a list").len(), 3, "{told}");
-    assert!(!scene.is_served(scene.attacker()), "what can change has changed");
+    assert!(scene.is_cut_off(scene.attacker()), "what can change has changed");
 
     // At the next start they do change, and the blocks are carried over to the smaller map.
     let before = block_of(&agent, &host_net(attacker.into())).expect("blocks").expect("a block");
@@ -197,5 +205,5 @@ fn keys_that_need_a_restart_are_named_and_the_rest_holds() {
     assert_eq!(status["blocks"]["capacity"], 5000);
     let after = block_of(&agent, &host_net(attacker.into())).expect("blocks").expect("a block");
     assert!(after["packets"].as_u64() >= before["packets"].as_u64(), "{before} {after}");
-    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_cut_off(scene.attacker()));
 }

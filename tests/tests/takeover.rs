@@ -135,7 +135,7 @@ fn a_detected_attacker_stays_blocked_over_a_crash() {
     scene.guess_until_stopped(scene.attacker()).expect("stopped");
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     agent.kill().expect("killed");
-    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_cut_off(scene.attacker()));
     assert!(scene.is_served(scene.innocent()));
 
     let agent = scene.agent("").expect("the next agent");
@@ -144,7 +144,7 @@ fn a_detected_attacker_stays_blocked_over_a_crash() {
     assert_eq!(block["id"], decision["id"]);
     let remaining = block["remaining_s"].as_u64().expect("a number");
     assert!((1..600).contains(&remaining), "{block}");
-    assert!(!scene.is_served(scene.attacker()));
+    assert!(scene.is_cut_off(scene.attacker()));
     // The operator's way out still works.
     agent.json("unblock", &[&scene.attacker().v4().to_string()]).expect("lifted");
     assert!(scene.is_served(scene.attacker()));

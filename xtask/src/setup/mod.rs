@@ -28,6 +28,7 @@ pub const LAB: &[Tool] = &[
     tool("curl", "curl", "is a real client"),
     tool("openssl", "openssl", "looks at certificates and handshakes"),
     tool("ps", "procps", "looks at processes"),
+    tool("/usr/bin/python3", "python3", "is a second server on OpenSSL"),
 ];
 
 /// What the benchmarks need beside the laboratory.

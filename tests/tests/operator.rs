@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use portcullis_tests::wait;
 use portcullis_tests::scenario::{SOON, Scene, block_of, event, host_net};
 use serde_json::Value;
 
@@ -71,6 +72,25 @@ fn blocks_are_made_shown_and_lifted() {
     assert_eq!(told["reason"], "ticket 4711");
     let lifts = agent.events().unwrap().into_iter().filter(event("lift")).count();
     assert_eq!(lifts, 1);
+}
+
+#[test]
+fn the_operators_word_replaces_the_detectors() {
+    let scene = Scene::new(PREFIX, 2).expect("a scene");
+    let mut agent = scene.agent("").expect("the agent");
+    scene.guess_until_stopped(scene.attacker()).expect("stopped");
+    let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
+
+    let target = scene.attacker().v4().to_string();
+    let arguments = [target.as_str(), "--ttl", "1s"];
+    let block = agent.json("block", &arguments).expect("a block");
+    assert_ne!(block["id"], decision["id"]);
+    let lift = agent.wait_for_event(SOON, "the lift", event("lift")).unwrap();
+    assert_eq!(lift["id"], decision["id"]);
+    wait::until(SOON, "the operator's block to end", || {
+        Ok(scene.is_served(scene.attacker()).then_some(()))
+    })
+    .expect("served");
 }
 
 #[test]

@@ -77,17 +77,44 @@ fn only_addresses_and_64s_can_be_blocked() -> Result<()> {
 }
 
 #[test]
-fn replacing_a_block_keeps_its_counters() -> Result<()> {
+fn counters_go_on_as_long_as_the_rule_is_the_same() -> Result<()> {
     let mut kernel = Kernel::new()?;
     kernel.block("203.0.113.9")?;
     assert_blocked(&kernel, address(9))?;
     let old = kernel.entry("203.0.113.9")?;
     assert_eq!(old.packets, 2);
-    kernel.block_as("203.0.113.9", NewBlock { ttl: Some(HOUR), rule_id: 8, ..BLOCK })?;
+    kernel.block_as("203.0.113.9", NewBlock { ttl: Some(HOUR), ..BLOCK })?;
     let new = kernel.entry("203.0.113.9")?;
-    assert_eq!((new.packets, new.bytes, new.rule_id), (old.packets, old.bytes, 8));
+    assert_eq!((new.packets, new.bytes, new.rule_id), (old.packets, old.bytes, old.rule_id));
     assert!(new.remaining.is_some_and(|left| left <= HOUR && left > HOUR / 2));
+
+    kernel.block_as("203.0.113.9", NewBlock { rule_id: 8, ..BLOCK })?;
+    let other = kernel.entry("203.0.113.9")?;
+    assert_eq!((other.packets, other.bytes, other.rule_id), (0, 0, 8));
     assert_eq!(kernel.loaded.policy.usage().used, 1);
+    Ok(())
+}
+
+#[test]
+fn what_only_counts_gives_way_to_what_drops() -> Result<()> {
+    let mut kernel = Kernel::with(|config| {
+        config.kernel.max_blocks = 10;
+        config.kernel.operator_reserve = 2;
+    })?;
+    let policy = &mut kernel.loaded.policy;
+    for number in 0..8 {
+        policy.block(address(number), NewBlock { count_only: true, ..AUTOMATIC })?;
+    }
+    let observed = NewBlock { count_only: true, ..AUTOMATIC };
+    assert!(matches!(policy.block(address(8), observed), Err(EnforceError::Full(_))));
+    for number in 10..18 {
+        policy.block(address(number), AUTOMATIC)?;
+    }
+    assert!(matches!(policy.block(address(18), AUTOMATIC), Err(EnforceError::Full(_))));
+    assert!(policy.blocks()?.iter().all(|block| !block.count_only));
+    for number in 10..18 {
+        assert_blocked(&kernel, address(number))?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_tests::agent::Agent;
 use portcullis_tests::flood::{Flood, Witness};
-use portcullis_tests::netns::Lab;
+use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::scenario::{Family, SOON, Scene, block_of, event, host_net};
 use portcullis_tests::wait;
 use serde_json::Value;
@@ -126,6 +126,39 @@ fn blocks_expire_while_no_agent_runs() {
     let_it_flow(&flood, &witness, blocked);
     assert_eq!(agent.json("blocks", &[]).expect("blocks"), serde_json::json!([]));
     assert_eq!(agent.metric("portcullis_blocks").expect("metrics"), Some(0.0));
+}
+
+#[test]
+fn the_next_agents_configuration_decides_what_it_takes_over() {
+    let scene = Scene::new(PREFIX, 4).expect("a scene");
+    let [by_operator, kept, dropped] = [1, 2, 3].map(|n| scene.lab.client(n));
+    let listed = |hosts: &[&Host]| {
+        let list: Vec<_> = hosts.iter().map(|host| format!("\"{}\"", host.v4())).collect();
+        format!("block = [{}]\n", list.join(", "))
+    };
+    let mut agent = scene.agent(&listed(&[kept, dropped])).expect("the agent");
+    agent.json("block", &[&by_operator.v4().to_string()]).expect("a block");
+    scene.guess_until_stopped(scene.attacker()).expect("stopped");
+    agent.wait_for_event(SOON, "a detector's decision", |event| {
+        event["event"] == "decision" && event["detector"] != "operator"
+    })
+    .expect("decided");
+    agent.kill().expect("killed");
+
+    // Observed only, and with one block fewer on the list.
+    let config = format!("mode = \"observe\"\n{}", listed(&[kept]));
+    let mut agent = scene.agent(&config).expect("the next agent");
+    assert!(scene.is_served(scene.attacker()), "{}", agent.log());
+    assert!(scene.is_served(dropped));
+    assert!(scene.is_cut_off(by_operator));
+    assert!(scene.is_cut_off(kept));
+
+    // What the list blocked before the crash, a reload can still take off; what an operator
+    // blocked, it leaves.
+    agent.reload("mode = \"observe\"\n").expect("signalled");
+    agent.wait_for_event(SOON, "the reload", event("reload")).expect("reloaded");
+    assert!(scene.is_served(kept), "{:?}", agent.json("blocks", &[]));
+    assert!(scene.is_cut_off(by_operator));
 }
 
 #[test]

@@ -4,6 +4,11 @@
 //! Three thresholds must be reached together within the window: failed logins, different user
 //! names among them, and the share of logins that failed. The last is what tells an attack from
 //! an office behind one address, the second from one person who forgot a password.
+//!
+//! A user's success counts once per window: who stuffs credentials has an account too, and must
+//! not be able to hide the failures among logins of its own. Users are told apart up to a number
+//! per client; who has more accounts than that and logs in to all of them in turn is counted as
+//! an office.
 
 use std::hash::RandomState;
 use std::time::Duration;
@@ -13,7 +18,7 @@ use serde_json::json;
 use super::actors::{ActorKey, ActorTable};
 use super::distinct::Distinct;
 use super::login::{Endpoint, Outcome};
-use super::slots::{SlotClock, Slots};
+use super::slots::{SLOTS, SlotClock, Slots};
 use super::{Counter, Detector, Seen, counter, user_name};
 use crate::config::{self, Config};
 use crate::finding::{DetectorName, Finding};
@@ -28,9 +33,14 @@ pub const MAX_DISTINCT_USERS: usize = 1_024;
 /// threshold.
 const MIN_DISTINCT_USERS: usize = 64;
 
+/// Stands for the users whose names can't be read. Together they count as one: nothing says
+/// that they are more.
+const NOBODY: u64 = 0;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Logins {
     failed: u32,
+    /// Users who logged in, each counted where the window saw them first.
     succeeded: u32,
 }
 
@@ -39,6 +49,8 @@ struct State {
     logins: Slots<Logins>,
     /// Names of users whose login failed.
     users: Distinct,
+    /// Those counted as `succeeded`.
+    successful: Distinct,
     quiet_until: Timestamp,
 }
 
@@ -78,21 +90,25 @@ impl CredentialStuffing {
         logins.failed = logins.failed.saturating_add(1);
         match user_name::hashed(seen.tx, endpoint.user_field(), &self.key) {
             Some(user) => {
-                let threshold = threshold(&seen.config.detect.credential_stuffing);
-                let limit = threshold.clamp(MIN_DISTINCT_USERS, MAX_DISTINCT_USERS);
-                state.users.note(user, slot, limit);
+                state.users.note(user, slot, limit(&seen.config.detect.credential_stuffing));
             }
             None => self.without_user = self.without_user.saturating_add(1),
         }
         Some(state)
     }
 
-    fn count_success(&mut self, seen: &Seen<'_>) {
+    fn count_success(&mut self, seen: &Seen<'_>, endpoint: &Endpoint<'_>) {
         let slot = self.clock.slot(seen.tx.ts);
         let state = self.actors.seen(seen.key, seen.tx.ts, State::default);
-        match state.logins.at(slot) {
-            Some(logins) => logins.succeeded = logins.succeeded.saturating_add(1),
-            None => self.too_late = self.too_late.saturating_add(1),
+        let Some(logins) = state.logins.at(slot) else {
+            self.too_late = self.too_late.saturating_add(1);
+            return;
+        };
+        let user = user_name::hashed(seen.tx, endpoint.user_field(), &self.key);
+        let oldest = slot.saturating_sub(SLOTS as u64 - 1);
+        let limit = limit(&seen.config.detect.credential_stuffing);
+        if state.successful.note_first(user.unwrap_or(NOBODY), slot, oldest, limit) {
+            logins.succeeded = logins.succeeded.saturating_add(1);
         }
     }
 }
@@ -121,7 +137,7 @@ impl Detector for CredentialStuffing {
         let Some(endpoint) = Endpoint::of(seen.tx, seen.service) else { return };
         match endpoint.outcome(seen.tx) {
             None => return,
-            Some(Outcome::Success) => return self.count_success(seen),
+            Some(Outcome::Success) => return self.count_success(seen, &endpoint),
             Some(Outcome::Failure) => {}
         }
         let window = self.window;
@@ -135,6 +151,7 @@ impl Detector for CredentialStuffing {
         }
         state.logins.reset();
         state.users.reset();
+        state.successful.reset();
         state.quiet_until = seen.tx.ts.saturating_add(window);
         self.findings = self.findings.saturating_add(1);
         out.push(measured.finding(seen, &endpoint));
@@ -168,6 +185,11 @@ impl Detector for CredentialStuffing {
         .map(|(name, value)| Counter { name, detector: NAME, value })
         .to_vec()
     }
+}
+
+/// How many user names to tell apart per client.
+fn limit(settings: &config::CredentialStuffing) -> usize {
+    threshold(settings).clamp(MIN_DISTINCT_USERS, MAX_DISTINCT_USERS)
 }
 
 /// The threshold of user names that can be told apart.

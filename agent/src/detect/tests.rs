@@ -220,6 +220,48 @@ fn stuffing_needs_all_three_thresholds() {
     }
 }
 
+/// Each row: what succeeds between the failures and with which user names, so many for every
+/// ten failures; found within 100 failures?
+#[test]
+fn an_attackers_own_logins_do_not_hide_failures() {
+    let named = |user: String| login(0.0, A, &user, 200);
+    let anonymous = |_: String| request(0.0, A, "POST", "/api/login");
+    type Success = dyn Fn(String) -> Transaction;
+    let rows: [(&str, &Success, u32, u32, bool); 6] = [
+        ("one account", &named, 1, 3, true),
+        ("one account, far more often than it fails", &named, 1, 50, true),
+        ("ten accounts", &named, 10, 30, true),
+        ("nameless logins", &anonymous, 1, 30, true),
+        ("an office of many users", &named, 1_000, 10, false),
+        ("an office of more users than are told apart", &named, 65, 10, false),
+    ];
+    for (what, success, users, successes, found) in rows {
+        let mut txs = Vec::new();
+        let mut logged_in = 0;
+        for attempt in 0..100u32 {
+            if attempt % 10 == 0 {
+                txs.extend((0..successes).map(|n| {
+                    let user = (logged_in + n) % users;
+                    success(format!("ok{user}"))
+                }));
+                logged_in += successes;
+            }
+            txs.push(login(0.0, A, &format!("user{attempt}"), 401));
+        }
+        let found_any = !findings(&Config::default(), txs).is_empty();
+        assert_eq!(found_any, found, "{what}");
+    }
+}
+
+#[test]
+fn a_user_who_logs_in_again_counts_in_each_window() {
+    // One user every 100 s: each window of 300 s has seen them.
+    let of_old = (0..40).map(|i| login(f64::from(i) * 100.0, A, "ok", 200));
+    let failures = (0..10).map(|i| login(4_000.0, A, &format!("user{i}"), 401));
+    let found = findings(&Config::default(), of_old.chain(failures));
+    assert_eq!(found[0].evidence["logins"], 11);
+}
+
 #[test]
 fn names_of_successful_logins_do_not_count() {
     let known = (0..2).map(|i| login(0.0, A, &format!("ok{i}"), 200));

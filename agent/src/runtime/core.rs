@@ -15,7 +15,7 @@ use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::decide::{HostGuards, Lifted, OPERATOR, UNTIL_LIFTED, Which, recovered};
 use crate::decision::{Action, Decision, Mode};
-use crate::enforce::{EnforceError, PolicyMaps, carry_out};
+use crate::enforce::{EnforceError, Origin, PolicyMaps, carry_out};
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
@@ -183,7 +183,8 @@ impl<P: PolicyMaps> Core<P> {
             let refused = if block.count_only {
                 true
             } else {
-                let decision = recovered(block.target, block.rule_id, block.remaining, now);
+                let decision =
+                    recovered(block.target, block.rule_id, block.remaining, Origin::Automatic, now);
                 match self.pipeline.restore(decision, now) {
                     Ok(()) => false,
                     Err(refusal) => {

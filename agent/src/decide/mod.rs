@@ -285,6 +285,22 @@ impl Decider {
         lifted.into_iter().map(|decision| lifted_at(decision, now)).collect()
     }
 
+    /// Forgets an enforced `decision` that the kernel did not take: it does not stand in the way
+    /// of another, is no strike, and there is nothing to lift. Returns whether it was known.
+    ///
+    /// Other decisions are kept: what they bring about is their line in the log, and that has
+    /// been written.
+    pub fn not_enforced(&mut self, decision: &Decision) -> bool {
+        if !is_enforced(decision) {
+            return false;
+        }
+        let known = self.enforced.take(&decision.subject, |held| held.id == decision.id);
+        if decision.detector != OPERATOR && !known.is_empty() {
+            self.strikes.take_back(&decision.subject, decision.mode, end_of(decision));
+        }
+        !known.is_empty()
+    }
+
     /// Forgets decisions that have ended, and strikes that no longer count.
     pub fn expire(&mut self, now: Timestamp) {
         self.enforced.expire(now);
@@ -388,6 +404,9 @@ impl Decider {
     }
 
     /// Whether there is room for another decision; the operators' reserve is none.
+    ///
+    /// Observed drops take entries of the kernel's map, too, but not from enforced ones: an
+    /// entry that only counts gives way to a block. They are therefore not counted here.
     fn make_room(&mut self, plan: &Plan, now: Timestamp) -> bool {
         match (plan.action, plan.mode) {
             (Action::Drop, Mode::Enforce) => {

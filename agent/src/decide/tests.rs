@@ -327,6 +327,41 @@ fn lifting_ends_decisions_and_clears_the_record() {
 }
 
 #[test]
+fn what_was_not_enforced_never_was() {
+    let mut decider = decider(config());
+    let first = decider.decide(&finding(0.0, ATTACKER)).unwrap();
+    assert!(decider.not_enforced(&first));
+    assert!(!decider.not_enforced(&first), "it is forgotten");
+    assert_eq!((decider.in_force().count(), decider.offenders()), (0, 0));
+    assert_eq!(decider.covered_until(&finding(1.0, ATTACKER)), None);
+    let second = decider.decide(&finding(1.0, ATTACKER)).unwrap();
+    assert_eq!(second.ttl_s, 600);
+
+    // Strikes from before remain, and their memory is as long as it was.
+    let third = decider.decide(&finding(601.0, ATTACKER)).unwrap();
+    assert_eq!(third.ttl_s, 2_400);
+    assert!(decider.not_enforced(&third));
+    let again = decider.decide(&finding(1_600.0, ATTACKER)).unwrap();
+    assert_eq!(again.ttl_s, 2_400);
+    assert!(decider.not_enforced(&again));
+    assert_eq!(decider.decide(&finding(1_602.0, ATTACKER)).unwrap().ttl_s, 600);
+}
+
+#[test]
+fn an_operators_block_that_was_not_enforced_leaves_the_detectors_alone() {
+    let mut decider = decider(config());
+    let automatic = decider.decide(&finding(0.0, ATTACKER)).unwrap();
+    let target = format!("{ATTACKER}/32").parse().unwrap();
+    let manual = decider.operator_block(target, None, "by hand", at(1.0)).unwrap();
+    assert!(decider.not_enforced(&manual));
+    assert_eq!(decider.in_force().collect::<Vec<_>>(), [&automatic]);
+    assert_eq!(decider.decide(&finding(600.0, ATTACKER)).unwrap().ttl_s, 2_400);
+    let alert = decider.decide(&finding(0.0, "10.1.1.1")).unwrap();
+    assert!(!decider.not_enforced(&alert));
+    assert_eq!(decider.decide(&finding(1.0, "10.1.1.1")), None);
+}
+
+#[test]
 fn decisions_expire() {
     let mut decider = decider(config());
     decider.decide(&finding(0.0, ATTACKER)).unwrap();

@@ -21,6 +21,10 @@ pub struct Output {
     pub decisions: Vec<Decision>,
 }
 
+/// How long nothing is found on a client whose block the kernel did not take, so that a full map
+/// does not cost a decision for each request.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 pub struct Pipeline {
     detectors: Detectors,
     decider: Decider,
@@ -80,6 +84,18 @@ impl Pipeline {
     pub fn lift(&mut self, which: Which<'_>, now: Timestamp) -> Vec<Lifted> {
         let lifted = self.decider.lift(which, now);
         self.forget(lifted)
+    }
+
+    /// The kernel did not take the block that `decision` asks for. See [`Decider::not_enforced`];
+    /// the client is found again, by whichever detector, from a second after the decision on.
+    pub fn not_enforced(&mut self, decision: &Decision) {
+        if !self.decider.not_enforced(decision) {
+            return;
+        }
+        if let Some(client) = decision.subject.network() {
+            let until = decision.ts.saturating_add(RETRY_AFTER);
+            self.detectors.quiet_client(client.addr(), decision.mode, until);
+        }
     }
 
     /// See [`Decider::restore`].
@@ -190,6 +206,60 @@ mod tests {
         assert_eq!(lifted, [Action::Alert]);
         assert_eq!(attack(&mut pipeline, 30..60).1, [39.0]);
         assert_eq!(pipeline.in_force().map(|d| d.action).collect::<Vec<_>>(), [Action::Drop]);
+    }
+
+    /// Ten requests a second, each twice the limit by itself: the detectors find at every request
+    /// that they may.
+    #[test]
+    fn a_block_that_the_kernel_did_not_take_is_tried_again_each_second() {
+        for ip in [ATTACKER, "2001:db8:bad:1::7"] {
+            let mut config = Config::default();
+            config.detect.request_rate.requests = 1;
+            let mut pipeline = pipeline(config);
+            let mut out = Output::default();
+            let mut refused = Vec::new();
+            for tenth in 0..50 {
+                let tx = get(f64::from(tenth) / 10.0, ip, "/");
+                for _ in 0..2 {
+                    pipeline.transaction(&tx, &mut out);
+                }
+                for decision in out.decisions.drain(..) {
+                    pipeline.not_enforced(&decision);
+                    refused.push((decision.ts.as_secs_f64() - START, decision.ttl_s));
+                }
+                assert_eq!(pipeline.in_force().count(), 0);
+            }
+            let seconds = |n: f64| (n, 600);
+            assert_eq!(refused, [0.0, 1.0, 2.0, 3.0, 4.0].map(seconds), "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_detector_whose_finding_was_covered_speaks_up_too() {
+        let mut config = Config::default();
+        config.detect.request_rate.requests = 12;
+        let mut pipeline = pipeline(config);
+        let mut out = Output::default();
+        let login_at =
+            |second: u32| login(f64::from(second), ATTACKER, &format!("user{second}"), 401);
+        (0..15).for_each(|second| pipeline.transaction(&login_at(second), &mut out));
+        let [stuffing] = &out.decisions[..] else { panic!("{:?}", out.decisions) };
+        assert_eq!((&*stuffing.detector, out.findings.len()), ("credential_stuffing", 2));
+        pipeline.not_enforced(&stuffing.clone());
+        out = Output::default();
+        (0..13).for_each(|_| pipeline.transaction(&get(15.0, ATTACKER, "/"), &mut out));
+        let detectors: Vec<_> = out.decisions.iter().map(|d| d.detector.as_str()).collect();
+        assert_eq!(detectors, ["request_rate"]);
+    }
+
+    #[test]
+    fn what_is_only_observed_needs_no_kernel() {
+        let mut pipeline = pipeline(Config { mode: Mode::Observe, ..Config::default() });
+        assert_eq!(attack(&mut pipeline, 0..10).1, [9.0]);
+        let observed = pipeline.in_force().next().unwrap().clone();
+        pipeline.not_enforced(&observed);
+        assert_eq!(pipeline.in_force().count(), 1);
+        assert_eq!(attack(&mut pipeline, 10..60).1.len(), 0);
     }
 
     #[test]

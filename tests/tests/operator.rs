@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use portcullis_tests::wait;
 use portcullis_tests::scenario::{SOON, Scene, block_of, event, host_net};
+use portcullis_tests::wait;
 use serde_json::Value;
 
 const PREFIX: &str = "pcx-operator";

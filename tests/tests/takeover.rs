@@ -139,10 +139,11 @@ fn the_next_agents_configuration_decides_what_it_takes_over() {
     let mut agent = scene.agent(&listed(&[kept, dropped])).expect("the agent");
     agent.json("block", &[&by_operator.v4().to_string()]).expect("a block");
     scene.guess_until_stopped(scene.attacker()).expect("stopped");
-    agent.wait_for_event(SOON, "a detector's decision", |event| {
-        event["event"] == "decision" && event["detector"] != "operator"
-    })
-    .expect("decided");
+    agent
+        .wait_for_event(SOON, "a detector's decision", |event| {
+            event["event"] == "decision" && event["detector"] != "operator"
+        })
+        .expect("decided");
     agent.kill().expect("killed");
 
     // Observed only, and with one block fewer on the list.

@@ -200,7 +200,8 @@ fn request_rate(s: &mut Section, rate: &mut RequestRate) {
 fn credential_stuffing(s: &mut Section, stuffing: &mut CredentialStuffing) {
     let doc = "Whether clients that try out stolen credentials are found.";
     s.value(key("detect.credential_stuffing.enabled", doc), &Flag, &mut stuffing.enabled);
-    let doc = "Failed logins of one client within `window`";
+    let doc = "Failed logins of one client within `window` (or five times as many without a \
+               readable user name, whatever `distinct_users` is)";
     let count = Integer { min: 1, max: 1_000_000 };
     let failures =
         s.value(key("detect.credential_stuffing.failures", doc), &count, &mut stuffing.failures);

@@ -158,7 +158,8 @@ pub struct RequestRate {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CredentialStuffing {
     pub enabled: bool,
-    /// Failed logins within `window`, from one client …
+    /// Failed logins within `window`, from one client (five times as many where no user name can
+    /// be read) …
     pub failures: u32,
     /// … with at least this many different user names …
     pub distinct_users: u32,

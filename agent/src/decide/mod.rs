@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Subject};
+use crate::enforce::Origin;
 use crate::finding::Finding;
 use crate::time::Timestamp;
 
@@ -34,7 +35,7 @@ use strikes::Strikes;
 /// `detector` of the decisions that an operator makes.
 pub const OPERATOR: &str = "operator";
 
-/// `detector` of blocks found in the kernel of which nothing else is known.
+/// `detector` of detectors' blocks found in the kernel, of which nothing else is known.
 pub const RECOVERED: &str = "recovered";
 
 /// The TTL of a decision that holds until it is lifted: a hundred years, since the format asks
@@ -64,6 +65,8 @@ pub enum Refused {
     Unsupported(IpNet),
     #[error("{} can't be blocked: the block list is full with {limit} entries", shown(target))]
     Full { target: IpNet, limit: usize },
+    #[error("{} stays unblocked: a detector blocked it, and the mode is observe", shown(.0))]
+    Observing(IpNet),
 }
 
 /// What was left undone, or forgotten before its time.
@@ -156,11 +159,9 @@ impl Decider {
         let guarded = |decision: &Decision| {
             decision.subject.network().is_some_and(|net| guards.of(net).is_some())
         };
-        let mut lifted = self.enforced.take_any(|decision| {
-            let observed = decision.detector != OPERATOR
-                && config.mode_of(decision.service.as_deref()) == Mode::Observe;
-            guarded(decision) || observed
-        });
+        let mut lifted = self
+            .enforced
+            .take_any(|decision| guarded(decision) || is_only_observed(config, decision));
         lifted.extend(self.noted.take_any(|decision| {
             let service = decision.service.as_deref();
             let service =
@@ -236,6 +237,11 @@ impl Decider {
 
     /// Takes over a decision of an earlier run: one from its log, or [`recovered`] from the
     /// kernel. On refusal the kernel's entry should go as well.
+    ///
+    /// # Errors
+    /// What a guard covers, and what does not fit. Detectors' blocks, too, where the mode is
+    /// `observe` now; which service a recovered one is of is not known, so the mode of all counts
+    /// for it.
     pub fn restore(&mut self, decision: Decision, now: Timestamp) -> Result<(), Refused> {
         let end = end_of(&decision);
         if end <= now {
@@ -244,6 +250,9 @@ impl Decider {
         if is_enforced(&decision) {
             let Some(target) = decision.subject.network() else { return Ok(()) };
             self.check_guards(target)?;
+            if is_only_observed(&self.config, &decision) {
+                return Err(Refused::Observing(target));
+            }
             if self.enforced.is_full() {
                 return Err(Refused::Full { target, limit: self.enforced.len() });
             }
@@ -274,6 +283,22 @@ impl Decider {
             self.strikes.forget(&decision.subject);
         }
         lifted.into_iter().map(|decision| lifted_at(decision, now)).collect()
+    }
+
+    /// Forgets an enforced `decision` that the kernel did not take: it does not stand in the way
+    /// of another, is no strike, and there is nothing to lift. Returns whether it was known.
+    ///
+    /// Other decisions are kept: what they bring about is their line in the log, and that has
+    /// been written.
+    pub fn not_enforced(&mut self, decision: &Decision) -> bool {
+        if !is_enforced(decision) {
+            return false;
+        }
+        let known = self.enforced.take(&decision.subject, |held| held.id == decision.id);
+        if decision.detector != OPERATOR && !known.is_empty() {
+            self.strikes.take_back(&decision.subject, decision.mode, end_of(decision));
+        }
+        !known.is_empty()
     }
 
     /// Forgets decisions that have ended, and strikes that no longer count.
@@ -379,6 +404,9 @@ impl Decider {
     }
 
     /// Whether there is room for another decision; the operators' reserve is none.
+    ///
+    /// Observed drops take entries of the kernel's map, too, but not from enforced ones: an
+    /// entry that only counts gives way to a block. They are therefore not counted here.
     fn make_room(&mut self, plan: &Plan, now: Timestamp) -> bool {
         match (plan.action, plan.mode) {
             (Action::Drop, Mode::Enforce) => {
@@ -417,13 +445,18 @@ impl Decider {
 }
 
 /// The decision that a block found in the kernel stands for, when no log knows it. `rule_id` is
-/// the number that [`Decision::rule_id`] gives its id.
+/// the number that [`Decision::rule_id`] gives its id. An operator's stays an operator's.
 pub fn recovered(
     target: IpNet,
     rule_id: u64,
     remaining: Option<Duration>,
+    origin: Origin,
     now: Timestamp,
 ) -> Decision {
+    let detector = match origin {
+        Origin::Operator | Origin::Configured => OPERATOR,
+        Origin::Automatic => RECOVERED,
+    };
     let target = guards::canonical(target);
     Decision {
         ts: now.truncated_to_millis(),
@@ -432,7 +465,7 @@ pub fn recovered(
         subject: subject_of(target).unwrap_or(Subject { ip: None, cidr: Some(target) }),
         service: None,
         ttl_s: strikes::whole_seconds(remaining.unwrap_or(UNTIL_LIFTED)),
-        detector: RECOVERED.to_owned(),
+        detector: detector.to_owned(),
         owasp: String::new(),
         score: 1.0,
         reason: "a block that an earlier run of the agent left in the kernel".to_owned(),
@@ -463,6 +496,12 @@ fn is_enforced(decision: &Decision) -> bool {
         (Action::Drop, Mode::Enforce) => true,
         (Action::Drop, Mode::Observe) | (Action::Alert, _) => false,
     }
+}
+
+/// Whether a detector made the decision where detectors' blocks are not carried out. Operators
+/// ask for theirs by hand, whatever the mode.
+fn is_only_observed(config: &Config, decision: &Decision) -> bool {
+    decision.detector != OPERATOR && config.mode_of(decision.service.as_deref()) == Mode::Observe
 }
 
 fn lifted_at(decision: Decision, now: Timestamp) -> Lifted {

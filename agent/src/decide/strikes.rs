@@ -14,6 +14,8 @@ struct Strike {
     count: u32,
     /// When the last ends or ended.
     end: Timestamp,
+    /// Count and end before the last, to take that back.
+    before: Option<(u32, Timestamp)>,
 }
 
 /// Strikes are remembered for `decide.memory` from the end of the last decision: counted from
@@ -58,7 +60,20 @@ impl Strikes {
         if !self.known.contains(&key) {
             self.make_room(self.limit - 1);
         }
-        self.known.put(key, Strike { count: ended.saturating_add(1), end });
+        let before = self.known.peek(&key).map(|strike| (strike.count, strike.end));
+        self.known.put(key, Strike { count: ended.saturating_add(1), end, before });
+    }
+
+    /// Takes back the decision that was noted last, if it is the one that lasts until `end`.
+    pub fn take_back(&mut self, subject: &Subject, mode: Mode, end: Timestamp) {
+        let key = (subject.clone(), mode);
+        let Some(strike) = self.known.peek_mut(&key).filter(|strike| strike.end == end) else {
+            return;
+        };
+        match strike.before {
+            Some((count, end)) => *strike = Strike { count, end, before: None },
+            None => _ = self.known.pop(&key),
+        }
     }
 
     pub fn forget(&mut self, subject: &Subject) {

@@ -327,6 +327,41 @@ fn lifting_ends_decisions_and_clears_the_record() {
 }
 
 #[test]
+fn what_was_not_enforced_never_was() {
+    let mut decider = decider(config());
+    let first = decider.decide(&finding(0.0, ATTACKER)).unwrap();
+    assert!(decider.not_enforced(&first));
+    assert!(!decider.not_enforced(&first), "it is forgotten");
+    assert_eq!((decider.in_force().count(), decider.offenders()), (0, 0));
+    assert_eq!(decider.covered_until(&finding(1.0, ATTACKER)), None);
+    let second = decider.decide(&finding(1.0, ATTACKER)).unwrap();
+    assert_eq!(second.ttl_s, 600);
+
+    // Strikes from before remain, and their memory is as long as it was.
+    let third = decider.decide(&finding(601.0, ATTACKER)).unwrap();
+    assert_eq!(third.ttl_s, 2_400);
+    assert!(decider.not_enforced(&third));
+    let again = decider.decide(&finding(1_600.0, ATTACKER)).unwrap();
+    assert_eq!(again.ttl_s, 2_400);
+    assert!(decider.not_enforced(&again));
+    assert_eq!(decider.decide(&finding(1_602.0, ATTACKER)).unwrap().ttl_s, 600);
+}
+
+#[test]
+fn an_operators_block_that_was_not_enforced_leaves_the_detectors_alone() {
+    let mut decider = decider(config());
+    let automatic = decider.decide(&finding(0.0, ATTACKER)).unwrap();
+    let target = format!("{ATTACKER}/32").parse().unwrap();
+    let manual = decider.operator_block(target, None, "by hand", at(1.0)).unwrap();
+    assert!(decider.not_enforced(&manual));
+    assert_eq!(decider.in_force().collect::<Vec<_>>(), [&automatic]);
+    assert_eq!(decider.decide(&finding(600.0, ATTACKER)).unwrap().ttl_s, 2_400);
+    let alert = decider.decide(&finding(0.0, "10.1.1.1")).unwrap();
+    assert!(!decider.not_enforced(&alert));
+    assert_eq!(decider.decide(&finding(1.0, "10.1.1.1")), None);
+}
+
+#[test]
 fn decisions_expire() {
     let mut decider = decider(config());
     decider.decide(&finding(0.0, ATTACKER)).unwrap();
@@ -344,7 +379,7 @@ fn a_restarted_agent_takes_over() {
     let target: IpNet = format!("{ATTACKER}/32").parse().unwrap();
     let mut decider = decider(config());
     let remaining = Some(Duration::from_secs(300));
-    let block = recovered(target, 0xabc, remaining, at(0.0));
+    let block = recovered(target, 0xabc, remaining, Origin::Automatic, at(0.0));
     assert_eq!((&*block.id, block.rule_id()), ("0000000000000abc", Some(0xabc)));
     decider.restore(block.clone(), at(0.0)).unwrap();
     assert_eq!(decider.dropped_until(&block.subject, at(0.0)), Some(at(300.0)));
@@ -353,11 +388,60 @@ fn a_restarted_agent_takes_over() {
     decider.restore(block, at(0.0)).unwrap();
     let next = decider.decide(&finding(300.0, ATTACKER)).unwrap();
     assert_eq!(next.ttl_s, 2_400, "what was taken over is a strike");
-    let over = recovered("203.0.113.1/32".parse().unwrap(), 1, Some(Duration::ZERO), at(0.0));
+    let over = recovered(
+        "203.0.113.1/32".parse().unwrap(),
+        1,
+        Some(Duration::ZERO),
+        Origin::Automatic,
+        at(0.0),
+    );
     decider.restore(over, at(0.0)).unwrap();
     assert_eq!(decider.in_force().filter(|d| d.id.ends_with('1')).count(), 0);
-    let guarded = recovered("192.0.2.1/32".parse().unwrap(), 2, remaining, at(0.0));
+    let guarded =
+        recovered("192.0.2.1/32".parse().unwrap(), 2, remaining, Origin::Automatic, at(0.0));
     assert!(matches!(decider.restore(guarded, at(0.0)), Err(Refused::Guarded { .. })));
+}
+
+#[test]
+fn an_observing_agent_takes_over_operators_blocks_only() {
+    let mut decider = decider(Config { mode: Mode::Observe, ..config() });
+    let target = |last: u8| format!("203.0.113.{last}/32").parse::<IpNet>().unwrap();
+    let minute = Some(Duration::from_secs(60));
+    let automatic = recovered(target(1), 1, minute, Origin::Automatic, at(0.0));
+    let refused = decider.restore(automatic, at(0.0)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "203.0.113.1 stays unblocked: a detector blocked it, and the mode is observe"
+    );
+    assert_eq!((decider.in_force().count(), decider.offenders()), (0, 0));
+    for (last, remaining) in [(2, minute), (3, None)] {
+        let manual = recovered(target(last), 2, remaining, Origin::Operator, at(0.0));
+        decider.restore(manual, at(0.0)).unwrap();
+    }
+    // What is known to be of a service follows the service's mode.
+    let mut enforcing = config();
+    enforcing.services = vec![service("beta", Some(Mode::Observe))];
+    let mut of_beta = recovered(target(4), 4, minute, Origin::Automatic, at(0.0));
+    of_beta.service = Some("beta".into());
+    let mut other = Decider::new(Arc::new(enforcing), host(), 7);
+    assert_eq!(other.restore(of_beta, at(0.0)), Err(Refused::Observing(target(4))));
+    assert_eq!(decider.in_force().count(), 2);
+}
+
+#[test]
+fn operators_blocks_stay_theirs_over_a_restart() {
+    let mut decider = decider(config());
+    let target: IpNet = format!("{ATTACKER}/32").parse().unwrap();
+    let forever = recovered(target, 0xabc, None, Origin::Operator, at(0.0));
+    assert_eq!((&*forever.detector, forever.ttl_s), (OPERATOR, UNTIL_LIFTED.as_secs()));
+    decider.restore(forever.clone(), at(0.0)).unwrap();
+    assert_eq!(decider.offenders(), 0, "an operator's block is no strike");
+    let observing = Config { mode: Mode::Observe, ..config() };
+    assert_eq!(decider.reconfigure(Arc::new(observing), at(1.0)), []);
+    assert_eq!(decider.in_force().collect::<Vec<_>>(), [&forever]);
+
+    let automatic = recovered(target, 0xabd, None, Origin::Automatic, at(0.0));
+    assert_eq!(automatic.detector, RECOVERED);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 /// probability of 2⁻⁶⁴.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Distinct {
-    /// Hash and the slot it was last seen in.
+    /// Hash and the slot it was last seen, or first counted, in.
     seen: Vec<(u64, u64)>,
 }
 
@@ -20,6 +20,23 @@ impl Distinct {
         {
             *oldest = (hash, slot);
         }
+    }
+
+    /// Notes a value unless it has been noted in slot `oldest` or later; returns whether it has
+    /// not. At the limit a new value takes the place of the one noted longest ago, so that more
+    /// values than the limit are counted, and those forgotten are counted again.
+    pub fn note_first(&mut self, hash: u64, slot: u64, oldest: u64, limit: usize) -> bool {
+        if let Some((_, noted)) = self.seen.iter_mut().find(|(known, _)| *known == hash) {
+            if *noted >= oldest {
+                return false;
+            }
+            *noted = slot;
+        } else if self.seen.len() < limit {
+            self.seen.push((hash, slot));
+        } else if let Some(longest_ago) = self.seen.iter_mut().min_by_key(|(_, noted)| *noted) {
+            *longest_ago = (hash, slot);
+        }
+        true
     }
 
     /// Values seen in slot `oldest` or later.
@@ -45,6 +62,33 @@ mod tests {
         assert_eq!(users.count(0), 3);
         assert_eq!(users.count(11), 2);
         assert_eq!(users.count(14), 0);
+    }
+
+    #[test]
+    fn a_value_is_first_once_per_window() {
+        let mut users = Distinct::default();
+        // Value, slot, oldest slot of the window; first?
+        for (hash, slot, oldest, first) in [
+            (1, 10, 0, true),
+            (1, 10, 0, false),
+            (2, 12, 0, true),
+            (1, 20, 5, false),
+            (1, 26, 11, true),
+            (1, 25, 10, false),
+            (2, 27, 12, false),
+        ] {
+            assert_eq!(users.note_first(hash, slot, oldest, 8), first, "{hash} in {slot}");
+        }
+    }
+
+    #[test]
+    fn more_values_than_the_limit_are_first_too() {
+        let mut users = Distinct::default();
+        let first = (0..1_000).filter(|n| users.note_first(n % 100, n / 10, 0, 64)).count();
+        assert_eq!((first, users.seen.len()), (1_000, 64));
+        let mut users = Distinct::default();
+        let first = (0..1_000).filter(|n| users.note_first(n % 64, n / 10, 0, 64)).count();
+        assert_eq!(first, 64);
     }
 
     #[test]

@@ -149,6 +149,14 @@ impl Detectors {
         }
     }
 
+    /// No finding on the client at `ip`, whose traffic is under `mode`, before `until`, whatever
+    /// the detector; but from then on, even if [`quiet`](Self::quiet) asked for longer.
+    pub fn quiet_client(&mut self, ip: IpAddr, mode: Mode, until: Timestamp) {
+        let actor = Actor { ip: client::normalised(ip), via: None };
+        let key = ActorKey::new(&actor, mode);
+        self.all.iter_mut().for_each(|detector| detector.quiet(&key, until));
+    }
+
     /// Starts anew with the client at `ip`: what was decided on it has been lifted.
     pub fn forget(&mut self, ip: IpAddr) {
         for via in [None, Some(ip)] {

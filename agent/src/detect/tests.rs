@@ -189,7 +189,7 @@ fn stuffing_is_found_and_explained() {
     assert_eq!(
         serde_json::to_string(&finding.evidence).unwrap(),
         concat!(
-            r#"{"endpoint":"login","logins":10,"failures":10,"failures_threshold":10,"#,
+            r#"{"rule":"distinct_users","endpoint":"login","logins":10,"failures":10,"failures_threshold":10,"#,
             r#""distinct_users":10,"distinct_users_threshold":5,"failure_ratio":1.0,"#,
             r#""failure_ratio_threshold":0.8,"window_s":300.0}"#
         )
@@ -218,6 +218,48 @@ fn stuffing_needs_all_three_thresholds() {
             .map(|(i, (user, status))| login(i as f64 * gap, A, &user, status));
         assert_eq!(findings(&Config::default(), txs).len(), usize::from(found), "{what}");
     }
+}
+
+/// Each row: what succeeds between the failures and with which user names, so many for every
+/// ten failures; found within 100 failures?
+#[test]
+fn an_attackers_own_logins_do_not_hide_failures() {
+    let named = |user: String| login(0.0, A, &user, 200);
+    let anonymous = |_: String| request(0.0, A, "POST", "/api/login");
+    type Success = dyn Fn(String) -> Transaction;
+    let rows: [(&str, &Success, u32, u32, bool); 6] = [
+        ("one account", &named, 1, 3, true),
+        ("one account, far more often than it fails", &named, 1, 50, true),
+        ("ten accounts", &named, 10, 30, true),
+        ("nameless logins", &anonymous, 1, 30, true),
+        ("an office of many users", &named, 1_000, 10, false),
+        ("an office of more users than are told apart", &named, 65, 10, false),
+    ];
+    for (what, success, users, successes, found) in rows {
+        let mut txs = Vec::new();
+        let mut logged_in = 0;
+        for attempt in 0..100u32 {
+            if attempt % 10 == 0 {
+                txs.extend((0..successes).map(|n| {
+                    let user = (logged_in + n) % users;
+                    success(format!("ok{user}"))
+                }));
+                logged_in += successes;
+            }
+            txs.push(login(0.0, A, &format!("user{attempt}"), 401));
+        }
+        let found_any = !findings(&Config::default(), txs).is_empty();
+        assert_eq!(found_any, found, "{what}");
+    }
+}
+
+#[test]
+fn a_user_who_logs_in_again_counts_in_each_window() {
+    // One user every 100 s: each window of 300 s has seen them.
+    let of_old = (0..40).map(|i| login(f64::from(i) * 100.0, A, "ok", 200));
+    let failures = (0..10).map(|i| login(4_000.0, A, &format!("user{i}"), 401));
+    let found = findings(&Config::default(), of_old.chain(failures));
+    assert_eq!(found[0].evidence["logins"], 11);
 }
 
 #[test]
@@ -261,21 +303,61 @@ fn configured_logins_and_failures_count() {
     assert_eq!(findings(&config, attempts("other.example")), []);
 }
 
+fn nameless(at: f64, status: u16) -> Transaction {
+    Transaction { req_body: None, ..login(at, A, "", status) }
+}
+
 #[test]
-fn failures_without_a_name_are_counted_under_a_name() {
+fn failures_without_a_name_are_found_and_counted_under_a_name() {
     let mut detectors = Detectors::new(Arc::new(Config::default()));
     let mut out = Vec::new();
-    for _ in 0..20 {
-        let tx = Transaction { req_body: None, ..login(0.0, A, "", 401) };
-        detectors.observe(&tx, &mut out);
-    }
+    (0..49).for_each(|_| detectors.observe(&nameless(0.0, 401), &mut out));
     assert_eq!(out, []);
+    detectors.observe(&nameless(1.0, 401), &mut out);
+    let [finding] = &out[..] else { panic!("{out:?}") };
+    assert_eq!(finding.ts, nameless(1.0, 401).ts);
+    assert_eq!(finding.score, 0.5);
+    assert_eq!(
+        finding.reason,
+        "50 of 50 logins within 300 s failed, 50 of them without a readable user name"
+    );
+    assert_eq!(
+        serde_json::to_string(&finding.evidence).unwrap(),
+        concat!(
+            r#"{"rule":"nameless_failures","endpoint":"login","logins":50,"failures":50,"#,
+            r#""nameless_failures":50,"nameless_failures_threshold":50,"failure_ratio":1.0,"#,
+            r#""failure_ratio_threshold":0.8,"window_s":300.0}"#
+        )
+    );
     let expected = Counter {
         name: counter::LOGINS_WITHOUT_USER,
         detector: DetectorName::CredentialStuffing,
-        value: 20,
+        value: 50,
     };
     assert!(detectors.counters().contains(&expected));
+}
+
+/// Each row: nameless failures, failures of one user, users who succeed; the rule that fires?
+#[test]
+fn failures_without_a_name_have_their_own_threshold() {
+    let config = Config::default();
+    for (what, failures, of_one, successes, rule) in [
+        ("just enough", 50, 0, 12, Some("nameless_failures")),
+        ("one short", 49, 0, 0, None),
+        ("names of one user neither add", 49, 40, 0, None),
+        ("nor hide", 50, 200, 0, Some("nameless_failures")),
+        ("too many succeed", 50, 0, 13, None),
+    ] {
+        let txs = (0..successes)
+            .map(|i| login(0.0, A, &format!("ok{i}"), 200))
+            .chain((0..of_one).map(|_| login(0.0, A, "someone", 401)))
+            .chain((0..failures).map(|_| nameless(0.0, 401)));
+        let found = findings(&config, txs);
+        let fired = found.first().and_then(|finding| finding.evidence["rule"].as_str());
+        assert_eq!(fired, rule, "{what}");
+    }
+    let slow = (0..100).map(|i| nameless(f64::from(i) * 10.0, 401));
+    assert_eq!(findings(&config, slow), [], "too slow for the window");
 }
 
 #[test]

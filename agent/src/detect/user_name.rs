@@ -49,20 +49,60 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// it goes. Case and surrounding spaces make no difference.
 pub(super) fn hashed(tx: &Transaction, field: Option<&str>, key: &RandomState) -> Option<u64> {
     let mut found = Found { field, key, best: None };
-    if let Some(body) = tx.req_body.as_deref().map(str::trim_start) {
-        if body.starts_with(['{', '[']) {
-            let mut json = serde_json::Deserializer::from_str(body);
+    if let Some(body) = tx.req_body.as_deref() {
+        let text = body.trim_start();
+        if let Some(boundary) = boundary(tx) {
+            read_multipart(body, boundary, &mut found);
+        } else if text.starts_with(['{', '[']) {
+            let mut json = serde_json::Deserializer::from_str(text);
             // The error is the end of the excerpt, or of what can be read.
             let _ = Value { found: &mut found, rank: None }.deserialize(&mut json);
         } else {
-            for (name, value) in form_urlencoded::parse(body.as_bytes()) {
-                if let Some(rank) = found.rank(innermost(&name)) {
-                    found.note(rank, &value);
-                }
+            for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+                found.note_field(&name, &value);
             }
         }
     }
     found.best.map(|(_, hash)| hash).or_else(|| from_basic(tx, key))
+}
+
+/// What separates the parts of a body of type `multipart/form-data` (RFC 7578, section 4.1).
+fn boundary(tx: &Transaction) -> Option<&str> {
+    let mut parts = tx.req_headers.get("content-type")?.split(';').map(str::trim);
+    if !parts.next()?.eq_ignore_ascii_case("multipart/form-data") {
+        return None;
+    }
+    let boundary = parameter(parts, "boundary")?;
+    (!boundary.is_empty()).then_some(boundary)
+}
+
+/// The fields of a multipart body (RFC 2046, section 5.1.1) as far as they are whole. Reads the
+/// body once.
+fn read_multipart(body: &str, boundary: &str, found: &mut Found<'_>) {
+    let delimiter = format!("--{boundary}");
+    // What stands before the first delimiter is no part.
+    for part in body.split(delimiter.as_str()).skip(1) {
+        let Some((head, value)) = part.split_once("\r\n\r\n") else { continue };
+        // A value that ends otherwise has been cut off.
+        let Some(value) = value.strip_suffix("\r\n") else { continue };
+        let disposition = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.trim().eq_ignore_ascii_case("content-disposition").then_some(value)
+        });
+        let name = disposition.and_then(|text| parameter(text.split(';').map(str::trim), "name"));
+        if let Some(name) = name {
+            found.note_field(name, value);
+        }
+    }
+}
+
+/// The value of the parameter `wanted`. Quoted ones are taken to hold no `;`, which neither
+/// boundaries nor names of usual fields do.
+fn parameter<'p>(mut parts: impl Iterator<Item = &'p str>, wanted: &str) -> Option<&'p str> {
+    parts.find_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim().trim_matches('"'))
+    })
 }
 
 /// Of a name like `user[email]` the part in the last brackets.
@@ -109,6 +149,13 @@ impl Found<'_> {
         match self.field {
             Some(field) => (field == name).then_some(0),
             None => USUAL_FIELDS.iter().position(|word| is_word(name, word)),
+        }
+    }
+
+    /// Notes a field of a form.
+    fn note_field(&mut self, name: &str, value: &str) {
+        if let Some(rank) = self.rank(innermost(name)) {
+            self.note(rank, value);
         }
     }
 
@@ -255,6 +302,44 @@ mod tests {
         }
     }
 
+    fn multipart(content_type: &str, text: &str) -> Transaction {
+        let mut tx = body(text);
+        tx.req_headers.push("Content-Type", content_type);
+        tx
+    }
+
+    #[test]
+    fn multipart_forms_name_users() {
+        let key = RandomState::new();
+        let alice = hash_of("alice@example.org", &key);
+        let form = concat!(
+            "--xYz\r\nContent-Disposition: form-data; name=\"password\"\r\n\r\nx\r\n",
+            "--xYz\r\ncontent-type: text/plain\r\ncontent-disposition:form-data;name=user[email]",
+            "\r\n\r\nalice@example.org\r\n--xYz--\r\n",
+        );
+        for content_type in [
+            "multipart/form-data; boundary=xYz",
+            "Multipart/Form-Data; charset=utf-8; Boundary=\"xYz\"",
+        ] {
+            assert_eq!(hashed(&multipart(content_type, form), None, &key), alice);
+            let preceded = format!("{{padding}}\r\n{form}");
+            assert_eq!(hashed(&multipart(content_type, &preceded), None, &key), alice);
+        }
+        let tx = multipart("multipart/form-data; boundary=xYz", form);
+        assert_eq!(hashed(&tx, Some("password"), &key), hash_of("x", &key));
+        let (cut, _) = form.split_once(".org").unwrap();
+        for (content_type, text) in [
+            ("multipart/form-data; boundary=xYz", cut),
+            ("multipart/form-data; boundary=other", form),
+            ("multipart/form-data; boundary=", form),
+            ("multipart/form-data", form),
+            ("multipart/form-data; boundary=xYz", "--xYz\r\n\r\nalice\r\n--xYz--"),
+        ] {
+            let tx = multipart(content_type, text);
+            assert_eq!(hashed(&tx, None, &key), None, "{content_type} {text}");
+        }
+    }
+
     #[test]
     fn numbers_name_users_too() {
         let key = RandomState::new();
@@ -309,6 +394,8 @@ mod tests {
             let key = RandomState::new();
             let mut tx = body(&text);
             tx.req_headers.push("Authorization", format!("Basic {value}"));
+            hashed(&tx, None, &key);
+            tx.req_headers.push("Content-Type", format!("multipart/form-data; boundary={value}"));
             hashed(&tx, None, &key);
         }
 

@@ -156,7 +156,9 @@ impl Resized {
                 .with_context(|| format!("can't rename {} to {}", from.display(), to.display()))?;
         }
         let resized = !self.maps.is_empty();
-        let note = || format!("resized {}; {} blocks carried over", self.maps.join(", "), self.blocks.len());
+        let note = || {
+            format!("resized {}; {} blocks carried over", self.maps.join(", "), self.blocks.len())
+        };
         Ok(resized.then(note))
     }
 }

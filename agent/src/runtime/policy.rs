@@ -59,8 +59,7 @@ impl<P: PolicyMaps> Core<P> {
             return self.is_configured(block.target);
         }
         let now = self.now();
-        let decision =
-            recovered(block.target, block.rule_id, block.remaining, block.origin, now);
+        let decision = recovered(block.target, block.rule_id, block.remaining, block.origin, now);
         match self.pipeline.restore(decision, now) {
             Ok(()) => true,
             Err(refusal) => {

@@ -66,7 +66,8 @@ pub enum EnforceError {
 
 /// The kernel's policy maps, or what stands for them in a test.
 pub trait PolicyMaps {
-    /// Blocks `target`, or replaces its block; the counters go on when the rule is the same.
+    /// Blocks `target`, or replaces its block; the counters go on when the rule is the
+    /// same, or both are listed in the configuration.
     /// When the map is full, a block that only counts gives way to one that drops.
     fn block(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError>;
 

@@ -50,8 +50,12 @@ impl DenyMap {
         if old.is_none() {
             self.make_room(&block)?;
         }
-        // The same block, but for another time: its counters go on.
-        let same = old.filter(|old| old.rule_id == block.rule_id);
+        // The same block, but for another time: its counters go on. One that the configuration
+        // lists is the same over restarts too.
+        let same = old.filter(|old| {
+            old.rule_id == block.rule_id
+                || old.origin == origin::CONFIGURED && block.origin == Origin::Configured
+        });
         let entry = DenyEntry {
             expires_ns: block.ttl.map_or(NEVER_EXPIRES, expiry_after),
             rule_id: block.rule_id,

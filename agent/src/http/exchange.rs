@@ -1,7 +1,8 @@
 //! A transaction in the making.
 
 use super::framing::{Framing, MethodKind};
-use super::head::{RequestHead, ResponseHead};
+use super::head::ResponseHead;
+use super::request_head::RequestHead;
 use crate::flow::Chunk;
 use crate::time::Timestamp;
 use crate::transaction::{Direction, Transaction};

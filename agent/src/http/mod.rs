@@ -36,6 +36,7 @@ pub mod fuzz;
 mod head;
 mod http1;
 mod opening;
+mod request_head;
 #[cfg(test)]
 mod tests;
 

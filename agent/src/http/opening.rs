@@ -1,7 +1,7 @@
 //! The first bytes of a connection: which protocol, and which side asks.
 
 use super::counts::{Counter, Counts};
-use super::head::begins_with_request_line;
+use super::request_head::{begins_with_request_line, is_token, without_empty_lines};
 use crate::flow::{Piece, Side};
 
 /// Start of the client's connection preface of HTTP/2 (RFC 9113, section 3.4).
@@ -81,8 +81,7 @@ impl Opening {
             &joined
         };
         // Empty lines may come before a request (RFC 9112, section 2.2).
-        let blank = seen.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        let seen = seen.get(blank..).unwrap_or_default();
+        let seen = without_empty_lines(seen);
         match Start::of(seen) {
             Start::Short if piece.missing_after == 0 => {
                 *own = seen.to_vec();
@@ -105,7 +104,7 @@ impl Opening {
             Side::Read => (&mut self.read, &self.write),
             Side::Write => (&mut self.write, &self.read),
         };
-        own.glimpse = match Start::of(data) {
+        own.glimpse = match Start::of(without_empty_lines(data)) {
             Start::Http2 => return Found::Http2,
             Start::Response => Glimpse::Response,
             // Beside a side that does not speak as a server, this may be part of a body.
@@ -155,11 +154,6 @@ impl Start {
             Some(_) | None => Self::Other,
         }
     }
-}
-
-/// `tchar` (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

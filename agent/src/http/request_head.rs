@@ -24,8 +24,6 @@ pub struct RequestHead {
     pub proto: &'static str,
     pub headers: Headers,
     pub framing: Framing,
-    /// Whether the body's bytes are the content itself, without a coding over them.
-    pub plain: bool,
 }
 
 /// Reads a whole request head (RFC 9112, section 3).
@@ -54,7 +52,6 @@ pub fn parse_request(head: &[u8], key: &CredentialKey) -> Result<RequestHead, Ma
         host,
         proto: if line.minor == 0 { "http/1.0" } else { "http/1.1" },
         framing: fields.framing.request()?,
-        plain: fields.plain && !fields.framing.is_coded(),
         headers: fields.headers,
     })
 }

@@ -281,6 +281,25 @@ fn what_servers_answer_is_seen() {
 }
 
 #[test]
+fn a_long_method_keeps_the_pairing() {
+    let method = "ABCDEFGHIJ".repeat(400);
+    for step in [7, 1_000, 10_000] {
+        let mut host = Host::new();
+        for piece in format!("{method} /a HTTP/1.1\r\n\r\n").as_bytes().chunks(step) {
+            host.read(piece);
+        }
+        host.write("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        host.read(get("/b")).write(ok(""));
+        assert_eq!(host.pairs(), ["/a 404", "/b 200"]);
+        assert_eq!(host.out[0].method, method);
+    }
+    // What is kept of it counts as memory.
+    let mut host = Host::with(Settings { max_buffered_bytes: 1_000, ..Settings::default() });
+    host.read(&method);
+    assert_eq!((host.http.buffered_bytes(), host.count(Counter::EvictedForMemory)), (0, 1));
+}
+
+#[test]
 fn nothing_is_read_after_a_malformed_request() {
     for (request, counter) in MALFORMED_REQUESTS {
         let mut host = Host::new();

@@ -290,8 +290,8 @@ mod tests {
 
     #[test]
     fn what_is_no_field_is_left_out() {
-        // (line, its name and value if it is a field)
-        let table: &[(&[u8], Option<(&str, &str)>)] = &[
+        type NameAndValue = (&'static str, &'static str);
+        let table: &[(&[u8], Option<NameAndValue>)] = &[
             (b"A: b", Some(("A", "b"))),
             (b"A : b", Some(("A", "b"))),
             (b"A_b:\tc\t", Some(("A_b", "c"))),

@@ -63,8 +63,12 @@ impl<'a> Endpoint<'a> {
             // Most requests end here, before their path costs anything.
             return None;
         }
-        let path = decoded_path(tx.path_only());
-        if let Some(login) = configured.find(|login| path_fits(&login.path, &path)) {
+        let decoded = decoded_path(tx.path_only());
+        let path = resolved_path(&decoded);
+        // A pattern may also be written the way that requests are, with parameters for example.
+        let fits =
+            |login: &&Login| path_fits(&login.path, &path) || path_fits(&login.path, &decoded);
+        if let Some(login) = configured.find(fits) {
             return Some(Self { name: &login.path, configured: Some(login) });
         }
         let name = if by_vocabulary { word_of(&path) } else { None };
@@ -98,16 +102,26 @@ fn response_fits(one: &FailureMatch, status: u16, tx: &Transaction) -> bool {
     }
 }
 
-/// Whether `path` is `pattern`, or begins with it up to its final `*`.
+/// Whether `path` is `pattern`, or begins with it up to its final `*`, whatever the case. A slash
+/// at the end of either makes no difference.
 fn path_fits(pattern: &str, path: &str) -> bool {
     match pattern.strip_suffix('*') {
-        Some(prefix) => path.starts_with(prefix),
-        None => path == pattern,
+        Some(prefix) => {
+            let start = path.as_bytes().get(..prefix.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+        }
+        None => {
+            let without = |path| match str::strip_suffix(path, '/') {
+                Some(shorter) if !shorter.is_empty() => shorter,
+                _ => path,
+            };
+            without(path).eq_ignore_ascii_case(without(pattern))
+        }
     }
 }
 
-/// `path` as the server is going to understand it: of a target in absolute form (RFC 9112,
-/// section 3.2.2) only the path, percent-encoding undone.
+/// `path` with percent-encoding undone: of a target in absolute form (RFC 9112, section 3.2.2)
+/// only the path, and never the fragment, which has no place in a target.
 fn decoded_path(path: &str) -> Cow<'_, str> {
     let path = match path.split_once("://") {
         Some((_, rest)) if !path.starts_with('/') => {
@@ -115,16 +129,38 @@ fn decoded_path(path: &str) -> Cow<'_, str> {
         }
         _ => path,
     };
+    let path = path.split_once('#').map_or(path, |(path, _)| path);
     percent_encoding::percent_decode_str(path).decode_utf8_lossy()
+}
+
+/// The decoded `path` as servers resolve it: slashes merged, dot segments removed (RFC 3986,
+/// section 5.2.4), without parameters of segments (section 3.3), as in `;jsessionid=`. The time
+/// is linear in its length.
+fn resolved_path(path: &str) -> String {
+    let mut resolved = String::with_capacity(path.len());
+    let mut segments = path.split('/').peekable();
+    if path.starts_with('/') {
+        segments.next();
+    }
+    while let Some(segment) = segments.next() {
+        let name = segment.split_once(';').map_or(segment, |(name, _)| name);
+        if name == ".." {
+            resolved.truncate(resolved.rfind('/').unwrap_or(0));
+        }
+        let kept = !matches!(name, "" | "." | "..");
+        if kept || segments.peek().is_none() {
+            resolved.push('/');
+        }
+        if kept {
+            resolved.push_str(name);
+        }
+    }
+    resolved
 }
 
 /// The word of the vocabulary that makes `path` a login endpoint.
 fn word_of(path: &str) -> Option<&'static str> {
-    let mut segments = path
-        .rsplit('/')
-        // What follows a semicolon are parameters (RFC 3986, section 3.3), as in `;jsessionid=`.
-        .map(|segment| segment.split_once(';').map_or(segment, |(name, _)| name))
-        .filter(|segment| !segment.is_empty());
+    let mut segments = path.rsplit('/').filter(|segment| !segment.is_empty());
     let last = without_extension(segments.next()?);
     let known = |words: &'static [&'static str], segment: &str| {
         words.iter().copied().find(|word| is_word(segment, word))
@@ -184,6 +220,16 @@ mod tests {
             ("/authenticate", "authenticate"),
             ("/log%69n", "login"),
             ("//login//", "login"),
+            ("/login/x/..", "login"),
+            ("/a/b/../../%2e%2E/login", "login"),
+            ("//login", "login"),
+            ("/session/.", "session"),
+            ("/token/x%2F..", "token"),
+            ("/session/./", "session"),
+            ("/%6cogin", "login"),
+            ("/LOGIN", "login"),
+            ("/x/..;y=z/login;a=b/;c", "login"),
+            ("/login#/x", "login"),
             ("http://shop.example/login", "login"),
             ("/j_spring_security_check", "jspringsecuritycheck"),
         ] {
@@ -209,6 +255,8 @@ mod tests {
             "/login-history",
             "/products?page=/login",
             "/login/a/b",
+            "/login/..",
+            "/session/x/../y",
             "http://login",
         ] {
             assert_eq!(name("POST", path), None, "{path}");
@@ -216,6 +264,31 @@ mod tests {
         for method in ["GET", "HEAD", "OPTIONS", "DELETE", "PATCH", "post"] {
             assert_eq!(name(method, "/login"), None, "{method}");
         }
+    }
+
+    #[test]
+    fn paths_are_resolved() {
+        for (path, resolved) in [
+            ("", "/"),
+            ("/", "/"),
+            ("*", "/*"),
+            ("/a", "/a"),
+            ("/a/", "/a/"),
+            ("//a///b", "/a/b"),
+            // RFC 3986, section 5.2.4.
+            ("/a/b/c/./../../g", "/a/g"),
+            ("mid/content=5/../6", "/mid/6"),
+            ("/..", "/"),
+            ("/../a/..", "/"),
+            ("/a/b/..", "/a/"),
+            ("/a/.", "/a/"),
+            ("/a;x/b;y=z", "/a/b"),
+            ("/...", "/..."),
+        ] {
+            assert_eq!(resolved_path(path), resolved, "{path}");
+        }
+        let deep = "/a".repeat(20_000) + &"/..".repeat(30_000);
+        assert_eq!(resolved_path(&deep), "/");
     }
 
     fn service(logins: Vec<Login>) -> Service {
@@ -237,10 +310,23 @@ mod tests {
             login(None, "/enter", vec![]),
             login(Some("GET"), "/basic/*", vec![]),
             login(Some("POST"), "/login", vec![]),
+            login(None, "/old//way;v=1", vec![]),
         ]);
         for (method, path, expected) in [
             ("POST", "/enter", Some("/enter")),
             ("PATCH", "/ent%65r?x=1", Some("/enter")),
+            ("POST", "/enter/", Some("/enter")),
+            ("POST", "/ENTER", Some("/enter")),
+            ("POST", "//enter", Some("/enter")),
+            ("POST", "/x/../enter", Some("/enter")),
+            ("POST", "/enter/x/..", Some("/enter")),
+            ("POST", "/enter/%2e", Some("/enter")),
+            ("POST", "/enter;a=b", Some("/enter")),
+            ("POST", "/old//way;v=1", Some("/old//way;v=1")),
+            ("GET", "/Basic//x", Some("/basic/*")),
+            ("GET", "/x/%2e./basic/", Some("/basic/*")),
+            ("GET", "/x", None),
+            ("GET", "/", None),
             ("GET", "/enter", None),
             ("POST", "/enter/more", None),
             ("GET", "/basic/report", Some("/basic/*")),

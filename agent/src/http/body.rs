@@ -47,6 +47,16 @@ impl Body {
         Some(Self { rest, received: 0 })
     }
 
+    /// As [`Self::new`] for a request. Its chunked framing may have lines that end in a bare LF,
+    /// which servers take.
+    pub fn of_request(framing: Framing) -> Option<Self> {
+        let mut body = Self::new(framing)?;
+        if let Rest::Chunked(decoder) = &mut body.rest {
+            decoder.bare_lf = true;
+        }
+        Some(body)
+    }
+
     /// Bytes of content so far, lost ones that were skipped among them.
     pub fn received(&self) -> u64 {
         self.received
@@ -101,14 +111,15 @@ impl Body {
 }
 
 /// The chunked transfer coding (RFC 9112, section 7.1). Extensions and trailers are passed over.
-/// Lines end in CRLF and nothing else.
+/// Lines end in CRLF, or in LF where that is allowed.
 #[derive(Debug, Default)]
 struct Decoder {
     state: State,
     /// Of the chunk's size, or of its data, when that is being read.
     rest: u64,
-    /// Digits of the size so far.
-    digits: u8,
+    /// Whether the size has a digit.
+    sized: bool,
+    bare_lf: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,9 +138,6 @@ enum State {
     EndLf,
     End,
 }
-
-/// 16 hexadecimal digits fill 64 bits.
-const MAX_SIZE_DIGITS: u8 = 16;
 
 impl Decoder {
     fn feed(&mut self, data: &[u8], sink: &mut impl FnMut(&[u8])) -> Result<Fed, Malformed> {
@@ -159,14 +167,25 @@ impl Decoder {
 
     /// Takes one byte of framing.
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        // A bare LF is read as the CRLF it stands for.
+        if byte == b'\n' && self.bare_lf {
+            self.state = match self.state {
+                State::Size if self.sized => State::SizeLf,
+                State::Extension => State::SizeLf,
+                State::DataCr => State::DataLf,
+                State::Trailer => State::EndLf,
+                State::TrailerLine => State::TrailerLf,
+                other => other,
+            };
+        }
         self.state = match (self.state, byte) {
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte)?,
-            (State::Size, b'\r') if self.digits > 0 => State::SizeLf,
-            (State::Size, b';' | b' ' | b'\t') if self.digits > 0 => State::Extension,
+            (State::Size, b'\r') if self.sized => State::SizeLf,
+            (State::Size, b';' | b' ' | b'\t') if self.sized => State::Extension,
             (State::Extension, b'\r') => State::SizeLf,
             (State::Extension, byte) if byte != b'\n' => State::Extension,
             (State::SizeLf, b'\n') => {
-                self.digits = 0;
+                self.sized = false;
                 if self.rest == 0 { State::Trailer } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,
@@ -183,11 +202,9 @@ impl Decoder {
 
     fn digit(&mut self, byte: u8) -> Result<State, Malformed> {
         let digit = char::from(byte).to_digit(16).ok_or(Malformed::Chunk)?;
-        if self.digits >= MAX_SIZE_DIGITS {
-            return Err(Malformed::Chunk);
-        }
-        self.digits = self.digits.saturating_add(1);
-        self.rest = (self.rest << 4) | u64::from(digit);
+        // Any number of leading zeros is allowed.
+        self.rest = self.rest.checked_mul(16).ok_or(Malformed::Chunk)? | u64::from(digit);
+        self.sized = true;
         Ok(State::Size)
     }
 
@@ -211,11 +228,10 @@ mod tests {
 
     /// Content and bytes used when `data` comes in pieces of `step` bytes; `None`: not ended.
     fn read(
-        framing: Framing,
+        mut body: Body,
         data: &[u8],
         step: usize,
     ) -> Result<Option<(Vec<u8>, usize)>, Malformed> {
-        let mut body = Body::new(framing).unwrap();
         let (mut content, mut used) = (Vec::new(), 0);
         for piece in data.chunks(step) {
             let fed = body.feed(piece, |bytes| content.extend_from_slice(bytes))?;
@@ -254,7 +270,7 @@ mod tests {
         ];
         for (data, expected) in table {
             for step in [1, 2, 3, 100] {
-                let found = read(Framing::Chunked, data.as_bytes(), step);
+                let found = read(Body::new(Framing::Chunked).unwrap(), data.as_bytes(), step);
                 let expected =
                     expected.map(|end| end.map(|(c, used)| (c.as_bytes().to_vec(), used)));
                 assert_eq!(found, expected, "{data:?} by {step}");
@@ -263,11 +279,33 @@ mod tests {
     }
 
     #[test]
+    fn chunked_requests_may_have_bare_line_feeds() {
+        // How many bytes are used, if the body ends.
+        for (data, used) in [
+            ("3\nabc\n0\n\nGET", Ok(Some(9))),
+            ("3;x\nabc\r\n0\r\nX: y\n\n", Ok(Some(18))),
+            ("3\r\nabc\r\n0\nX: y\r\n\r\n", Ok(Some(18))),
+            ("0000000000000000000003\nabc\n0\n\n", Ok(Some(30))),
+            ("\n", Err(Malformed::Chunk)),
+            ("3\nabcd\n0\n\n", Err(Malformed::Chunk)),
+            ("3;a\rb", Err(Malformed::Chunk)),
+            ("10000000000000000\n", Err(Malformed::Chunk)),
+        ] {
+            for step in [1, 2, 3, 100] {
+                let body = Body::of_request(Framing::Chunked).unwrap();
+                let found = read(body, data.as_bytes(), step);
+                let found = found.map(|end| end.map(|(_, used)| used));
+                assert_eq!(found, used, "{data:?} by {step}");
+            }
+        }
+    }
+
+    #[test]
     fn other_bodies() {
         assert!(Body::new(Framing::Length(0)).is_none());
-        let found = read(Framing::Length(3), b"abcdef", 2).unwrap();
+        let found = read(Body::new(Framing::Length(3)).unwrap(), b"abcdef", 2).unwrap();
         assert_eq!(found, Some((b"abc".to_vec(), 3)));
-        assert_eq!(read(Framing::UntilClose, b"abcdef", 2).unwrap(), None);
+        assert_eq!(read(Body::new(Framing::UntilClose).unwrap(), b"abcdef", 2).unwrap(), None);
     }
 
     #[test]

@@ -40,17 +40,21 @@ impl Connection {
         let piece = position.place(cx.chunk);
         cx.output.counts.add(Counter::RepeatedBytes, piece.repeated);
         let next = match &mut self.protocol {
-            Protocol::Undecided(opening) => match opening.look(side, &piece, cx.output.counts) {
-                Found::Nothing => Ok(()),
-                Found::Http2 => {
-                    cx.output.counts.one(Counter::Http2Connection);
-                    Err(Ignore)
+            Protocol::Undecided(opening) => {
+                match opening.look(side, &piece, cx.settings.max_head_bytes, cx.output.counts) {
+                    Found::Nothing => Ok(()),
+                    Found::Http2 => {
+                        cx.output.counts.one(Counter::Http2Connection);
+                        Err(Ignore)
+                    }
+                    Found::Requests { bytes, answer } => {
+                        self.begin(Http1::new(side, true), &bytes, &piece, &answer, cx)
+                    }
+                    Found::RequestsMidway => {
+                        self.begin(Http1::new(side, false), b"", &piece, b"", cx)
+                    }
                 }
-                Found::Requests { bytes, answer } => {
-                    self.begin(Http1::new(side, true), &bytes, &piece, &answer, cx)
-                }
-                Found::RequestsMidway => self.begin(Http1::new(side, false), b"", &piece, b"", cx),
-            },
+            }
             Protocol::Http1(http1) => http1.piece(side, &piece, cx),
             Protocol::Ignored => Ok(()),
         };
@@ -89,7 +93,8 @@ impl Connection {
     pub fn weight(&self) -> usize {
         match &self.protocol {
             Protocol::Http1(http1) => http1.weight(),
-            Protocol::Undecided(_) | Protocol::Ignored => 0,
+            Protocol::Undecided(opening) => opening.heap_bytes(),
+            Protocol::Ignored => 0,
         }
     }
 }

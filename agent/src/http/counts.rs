@@ -37,11 +37,12 @@ counters! {
     /// More requests waited for their responses than a connection may have.
     PipelineOverflow = "pipeline_overflow",
 
-    /// A request line or field line that RFC 9112 does not allow.
+    /// A request line or field line that no widespread server takes, or that servers read in
+    /// different ways.
     MalformedRequest = "malformed_request",
     /// A request head beyond the limit of bytes.
     RequestHeadTooLong = "request_head_too_long",
-    /// A request head beyond the limit of fields.
+    /// A request head beyond the limit of fields; one of the default size never has as many.
     RequestTooManyFields = "request_too_many_fields",
     /// `Content-Length` that is no number, too large, or several that differ.
     RequestContentLength = "request_content_length",
@@ -49,7 +50,7 @@ counters! {
     RequestLengthConflict = "request_length_conflict",
     /// `Transfer-Encoding` that does not end in one `chunked`, or in HTTP/1.0.
     RequestTransferEncoding = "request_transfer_encoding",
-    /// Chunked framing that RFC 9112, section 7.1 does not allow.
+    /// Chunked framing that RFC 9112, section 7.1 does not allow, bare LF in requests apart.
     RequestChunk = "request_chunk",
     /// A status line or field line that RFC 9112 does not allow.
     MalformedResponse = "malformed_response",

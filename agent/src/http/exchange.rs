@@ -1,7 +1,8 @@
 //! A transaction in the making.
 
 use super::framing::{Framing, MethodKind};
-use super::head::{RequestHead, ResponseHead};
+use super::head::ResponseHead;
+use super::request_head::RequestHead;
 use crate::flow::Chunk;
 use crate::time::Timestamp;
 use crate::transaction::{Direction, Transaction};
@@ -36,7 +37,7 @@ impl Exchange {
         Self {
             id,
             kind: head.kind,
-            request_body: Excerpt::new(if head.plain { excerpt } else { 0 }),
+            request_body: Excerpt::new(excerpt),
             response_body: Excerpt::default(),
             responded: chunk.ts,
             transaction: Transaction {
@@ -156,18 +157,16 @@ impl Excerpt {
     /// `None` when empty. A character that the limit cut is left out; other bytes that are not
     /// UTF-8 are replaced.
     fn into_text(self) -> Option<String> {
-        if self.kept.is_empty() {
-            return None;
-        }
         let full = self.is_full();
-        Some(String::from_utf8(self.kept).unwrap_or_else(|error| {
+        let text = String::from_utf8(self.kept).unwrap_or_else(|error| {
             let valid = error.utf8_error();
             let mut bytes = error.into_bytes();
             if full && valid.error_len().is_none() {
                 bytes.truncate(valid.valid_up_to());
             }
             String::from_utf8_lossy(&bytes).into_owned()
-        }))
+        });
+        Some(text).filter(|text| !text.is_empty())
     }
 }
 
@@ -187,6 +186,7 @@ mod tests {
         assert_eq!(text(9, &["abc\u{e9}".as_bytes()]).as_deref(), Some("abc\u{e9}"));
         assert_eq!(text(9, &[b"a\xffb"]).as_deref(), Some("a\u{fffd}b"));
         assert_eq!(text(9, &[b"a\xc3"]).as_deref(), Some("a\u{fffd}"));
+        assert_eq!(text(1, &[b"\xc3"]), None);
         assert_eq!(text(0, &[b"a"]), None);
         assert_eq!(text(4, &[]), None);
     }

@@ -99,7 +99,7 @@ impl FramingFields {
     /// (RFC 9112, section 6.3, rule 5).
     pub fn content_length(&mut self, value: &[u8]) {
         for member in value.split(|&byte| byte == b',') {
-            let member = decimal(member.trim_ascii()).ok_or(Malformed::ContentLength);
+            let member = decimal(trim_spaces(member)).ok_or(Malformed::ContentLength);
             self.length = match self.length {
                 Some(before) if before != member => Some(Err(Malformed::ContentLength)),
                 _ => Some(member),
@@ -110,7 +110,7 @@ impl FramingFields {
     /// Takes a `Transfer-Encoding` value. Several are as one list (RFC 9112, section 6.1).
     pub fn transfer_encoding(&mut self, value: &[u8]) {
         let encoding = self.encoding.get_or_insert_default();
-        for coding in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+        for coding in value.split(|&byte| byte == b',').map(trim_spaces) {
             if coding.is_empty() {
                 continue;
             }
@@ -163,6 +163,15 @@ impl FramingFields {
             Ok(encoding)
         })
     }
+}
+
+/// `bytes` without spaces and tabs around them (`OWS`, RFC 9110, section 5.6.3). Other white space
+/// is part of a value: servers disagree on it.
+pub fn trim_spaces(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
+        bytes = rest;
+    }
+    bytes
 }
 
 /// `1*DIGIT` as a number, unless too large.

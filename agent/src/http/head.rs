@@ -1,14 +1,13 @@
-//! The head of a message: gathering its bytes, and what it says.
+//! The head of a message: gathering its bytes, and what its fields say. Those of requests are in
+//! [`request_head`](super::request_head).
 
 use std::mem::MaybeUninit;
 
-use httparse::Header;
-
 use super::credential::{CredentialKey, push_field};
-use super::framing::{Framing, FramingFields, Malformed, MethodKind};
+use super::framing::{FramingFields, Malformed, trim_spaces};
 use crate::transaction::Headers;
 
-/// Fields that a head may have.
+/// Fields that a response's head may have.
 pub const MAX_HEADER_FIELDS: usize = 256;
 
 /// Larger buffers are given back when their head is complete.
@@ -102,65 +101,12 @@ fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
     })
 }
 
-/// Whether `data` begins with a complete line `method SP target SP HTTP/1.x`.
-pub fn begins_with_request_line(data: &[u8]) -> bool {
-    let Some(line) = memchr::memchr(b'\n', data).and_then(|end| data.get(..=end)) else {
-        return false;
-    };
-    // The line without any field is a whole head.
-    let mut request = httparse::Request::new(&mut []);
-    let head = [line, b"\r\n"].concat();
-    matches!(request.parse(&head), Ok(httparse::Status::Complete(end)) if end == head.len())
-}
-
-#[derive(Debug)]
-pub struct RequestHead {
-    pub method: String,
-    pub kind: MethodKind,
-    pub path: String,
-    /// Without port; empty when the request names none.
-    pub host: String,
-    pub proto: &'static str,
-    pub headers: Headers,
-    pub framing: Framing,
-    /// Whether the body's bytes are the content itself, without a coding over them.
-    pub plain: bool,
-}
-
 #[derive(Debug)]
 pub struct ResponseHead {
     pub status: u16,
     pub headers: Headers,
     pub fields: FramingFields,
     pub plain: bool,
-}
-
-/// Reads a whole request head (RFC 9112, section 3).
-pub fn parse_request(head: &[u8], key: &CredentialKey) -> Result<RequestHead, Malformed> {
-    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADER_FIELDS];
-    let mut request = httparse::Request::new(&mut []);
-    whole(request.parse_with_uninit_headers(head, &mut space), head)?;
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
-        return Err(Malformed::Head);
-    };
-    let fields = Fields::read(request.headers, minor, key);
-    let kind = MethodKind::of(method);
-    let (authority, path) = split_target(target, kind);
-    let host = match authority {
-        Some(authority) => host_of(authority).to_owned(),
-        None => host_of(&String::from_utf8_lossy(fields.host)).to_owned(),
-    };
-    Ok(RequestHead {
-        method: method.to_owned(),
-        kind,
-        path,
-        host,
-        proto: if minor == 0 { "http/1.0" } else { "http/1.1" },
-        framing: fields.framing.request()?,
-        plain: fields.plain && !fields.framing.is_coded(),
-        headers: fields.headers,
-    })
 }
 
 /// Reads a whole response head (RFC 9112, section 4).
@@ -176,7 +122,11 @@ pub fn parse_response(head: &[u8], key: &CredentialKey) -> Result<ResponseHead, 
     let (Some(status @ 100..), Some(minor)) = (response.code, response.version) else {
         return Err(Malformed::Head);
     };
-    let fields = Fields::read(response.headers, minor, key);
+    let bytes = response.headers.iter().map(|field| field.name.len() + field.value.len()).sum();
+    let mut fields = Fields::new(minor, response.headers.len(), bytes);
+    for field in response.headers {
+        fields.add(field.name, field.value, key);
+    }
     Ok(ResponseHead {
         status,
         plain: fields.plain && !fields.framing.is_coded(),
@@ -194,83 +144,45 @@ fn whole(parsed: httparse::Result<usize>, head: &[u8]) -> Result<(), Malformed> 
 }
 
 /// What one pass over the fields finds.
-struct Fields<'a> {
-    headers: Headers,
-    framing: FramingFields,
-    /// The first `Host`.
-    host: &'a [u8],
+pub struct Fields {
+    pub headers: Headers,
+    pub framing: FramingFields,
+    /// The first `Host` that is not empty.
+    pub host: Vec<u8>,
     /// No content coding.
-    plain: bool,
+    pub plain: bool,
 }
 
-impl<'a> Fields<'a> {
-    fn read(parsed: &[Header<'a>], minor: u8, key: &CredentialKey) -> Self {
-        let bytes = parsed.iter().map(|field| field.name.len().saturating_add(field.value.len()));
-        let bytes = bytes.fold(0, usize::saturating_add);
-        let mut fields = Self {
-            headers: Headers::with_capacity(parsed.len(), bytes),
+impl Fields {
+    /// For a message of HTTP/1.`minor` with room for `fields` fields of `bytes` bytes in all.
+    pub fn new(minor: u8, fields: usize, bytes: usize) -> Self {
+        Self {
+            headers: Headers::with_capacity(fields, bytes),
             framing: FramingFields::new(minor),
-            host: b"",
+            host: Vec::new(),
             plain: true,
-        };
-        for field in parsed {
-            let value = field.value.trim_ascii();
-            let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-            if is("host") && fields.host.is_empty() {
-                fields.host = value;
-            } else if is("content-length") {
-                fields.framing.content_length(value);
-            } else if is("transfer-encoding") {
-                fields.framing.transfer_encoding(value);
-            } else if is("content-encoding") {
-                fields.plain &= value.is_empty() || value.eq_ignore_ascii_case(b"identity");
-            }
-            push_field(&mut fields.headers, field.name, value, key);
         }
-        fields
     }
-}
 
-/// The authority that a target names, and its path and query: as sent, or the part after the
-/// authority in absolute-form (RFC 9112, section 3.2).
-fn split_target(target: &str, kind: MethodKind) -> (Option<&str>, String) {
-    if kind == MethodKind::Connect {
-        return (Some(target), target.to_owned());
-    }
-    let absolute = target.split_once("://").filter(|(scheme, _)| {
-        scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
-    });
-    let Some((_, rest)) = absolute else { return (None, target.to_owned()) };
-    match rest.find(['/', '?', '#']) {
-        Some(end) => {
-            let (authority, path) = rest.split_at(end);
-            let slash = if path.starts_with('/') { "" } else { "/" };
-            (Some(authority), format!("{slash}{path}"))
+    pub fn add(&mut self, name: &str, value: &[u8], key: &CredentialKey) {
+        let value = trim_spaces(value);
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if is("host") && self.host.is_empty() {
+            self.host = value.to_vec();
+        } else if is("content-length") {
+            self.framing.content_length(value);
+        } else if is("transfer-encoding") {
+            self.framing.transfer_encoding(value);
+        } else if is("content-encoding") {
+            self.plain &= value.is_empty() || value.eq_ignore_ascii_case(b"identity");
         }
-        None => (Some(rest), "/".to_owned()),
-    }
-}
-
-/// The host of `[userinfo@]host[:port]`; an IPv6 address keeps its brackets (RFC 3986,
-/// section 3.2).
-fn host_of(authority: &str) -> &str {
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+        push_field(&mut self.headers, name, value, key);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        CredentialKey, Gathered, HeadBuffer, Malformed, begins_with_request_line, host_of,
-        parse_request, parse_response,
-    };
-
-    fn request(head: &str) -> Result<super::RequestHead, Malformed> {
-        parse_request(head.as_bytes(), &CredentialKey::unkeyed())
-    }
+    use super::{CredentialKey, Gathered, HeadBuffer, Malformed, parse_response};
 
     #[test]
     fn heads_end_at_the_first_empty_line_however_they_are_cut() {
@@ -321,48 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn targets_and_hosts() {
-        let table = [
-            ("GET /a?b=c", "Shop.example:8443", "Shop.example", "/a?b=c"),
-            ("GET https://u:p@api.example:1/x?y", "other", "api.example", "/x?y"),
-            ("GET http://api.example", "other", "api.example", "/"),
-            ("GET http://api.example?q", "other", "api.example", "/?q"),
-            ("OPTIONS *", "shop", "shop", "*"),
-            ("CONNECT db.example:5432", "other", "db.example", "db.example:5432"),
-            ("GET /redirect?to=http://x/y", "shop", "shop", "/redirect?to=http://x/y"),
-            ("GET /", "[2001:db8::1]:443", "[2001:db8::1]", "/"),
-            ("GET /", "[2001:db8::1]", "[2001:db8::1]", "/"),
-            ("GET /", "", "", "/"),
-        ];
-        for (start, host, expected_host, expected_path) in table {
-            let head = request(&format!("{start} HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap();
-            assert_eq!((head.host.as_str(), head.path.as_str()), (expected_host, expected_path));
-        }
-        assert_eq!(host_of("a:"), "a");
-        assert_eq!(request("GET / HTTP/1.0\r\n\r\n").unwrap().proto, "http/1.0");
-    }
-
-    #[test]
-    fn malformed_request_heads_are_refused() {
-        for head in [
-            "GET  / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.2\r\n\r\n",
-            "GET / HTTP/2.0\r\n\r\n",
-            "GET /\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-            "GET / HTTP/1.1\r\nA: b\r\n folded\r\n\r\n",
-            "GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
-            "GET / HTTP/1.1\r\nA: b\0c\r\n\r\n",
-            "GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        ] {
-            assert_eq!(request(head).unwrap_err(), Malformed::Head, "{head:?}");
-        }
-        let fields = |n| format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(n));
-        assert_eq!(request(&fields(256)).unwrap().headers.len(), 256);
-        assert_eq!(request(&fields(257)).unwrap_err(), Malformed::TooManyFields);
-    }
-
-    #[test]
     fn malformed_response_heads_are_refused() {
         let response = |head: &str| parse_response(head.as_bytes(), &CredentialKey::unkeyed());
         assert_eq!(response("HTTP/1.1 200\r\n\r\n").unwrap().status, 200);
@@ -376,21 +246,6 @@ mod tests {
             "HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
         ] {
             assert_eq!(response(head).unwrap_err(), Malformed::Head, "{head:?}");
-        }
-    }
-
-    #[test]
-    fn a_request_line_is_told_from_other_text() {
-        assert!(begins_with_request_line(b"GET /x HTTP/1.1\r\nHost: y\r\n"));
-        assert!(begins_with_request_line(b"PROPFIND /x HTTP/1.0\n"));
-        for other in [
-            &b"GET /x HTTP/1.1"[..],
-            b"GET /x\r\n",
-            b"\r\nGET /x HTTP/1.1\r\n",
-            b"{\"a\": 1}\n",
-            b"",
-        ] {
-            assert!(!begins_with_request_line(other), "{other:?}");
         }
     }
 }

@@ -16,8 +16,9 @@
 //!   response.
 //! - `req_bytes` and `resp_bytes` are sizes without chunked framing. For a body that had not
 //!   ended they are its `Content-Length`, and absent if it has none.
-//! - `req_body` and `resp_body` are the starts of the bodies without chunked framing; absent
-//!   when a content coding hides them.
+//! - `req_body` and `resp_body` are the starts of the bodies without chunked framing. That of a response
+//!   is absent when a content coding hides it; that of a request is kept as it came, because a
+//!   client may claim a coding that its body does not have.
 //! - `status` is absent when no response was seen, or when it could not be told which it was.
 //!
 //! Credentials in fields are replaced by keyed hashes, see [`CredentialKey`]:
@@ -36,6 +37,7 @@ pub mod fuzz;
 mod head;
 mod http1;
 mod opening;
+mod request_head;
 #[cfg(test)]
 mod tests;
 

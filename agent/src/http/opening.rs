@@ -1,14 +1,14 @@
 //! The first bytes of a connection: which protocol, and which side asks.
 
 use super::counts::{Counter, Counts};
-use super::head::begins_with_request_line;
+use super::request_head::{begins_with_request_line, is_token, without_empty_lines};
 use crate::flow::{Piece, Side};
 
 /// Start of the client's connection preface of HTTP/2 (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
-/// Longer tokens are no method.
-const MAX_METHOD: usize = 32;
+/// Only so many bytes can be the start of something that is not a method.
+const SPECIAL: usize = HTTP2_PREFACE.len();
 
 /// A connection whose protocol is not known yet.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Opening {
 
 #[derive(Debug, Default)]
 struct End {
-    /// First bytes, too few to tell. Never more than a method's length.
+    /// First bytes, too few to tell: the start of HTTP/2 or of a response, or of a method.
     bytes: Vec<u8>,
     glimpse: Glimpse,
 }
@@ -52,20 +52,37 @@ pub enum Found {
 }
 
 impl Opening {
-    pub fn look(&mut self, side: Side, piece: &Piece<'_>, counts: &mut Counts) -> Found {
+    /// Takes what came on `side`. A method may have fewer than `max` bytes.
+    pub fn look(
+        &mut self,
+        side: Side,
+        piece: &Piece<'_>,
+        max: usize,
+        counts: &mut Counts,
+    ) -> Found {
         if !self.midway {
-            let reason = match self.look_at_start(side, piece) {
+            let reason = match self.look_at_start(side, piece, max) {
                 Ok(found) => return found,
                 Err(reason) => reason,
             };
             counts.one(reason);
             *self = Self { midway: true, ..Self::default() };
         }
-        self.look_midway(side, piece.data)
+        self.look_midway(side, piece.data, max)
+    }
+
+    /// Bytes of memory beside the struct itself.
+    pub fn heap_bytes(&self) -> usize {
+        self.read.bytes.capacity().saturating_add(self.write.bytes.capacity())
     }
 
     /// The error is how a connection that did not begin with a request is counted.
-    fn look_at_start(&mut self, side: Side, piece: &Piece<'_>) -> Result<Found, Counter> {
+    fn look_at_start(
+        &mut self,
+        side: Side,
+        piece: &Piece<'_>,
+        max: usize,
+    ) -> Result<Found, Counter> {
         if piece.missing_before > 0 {
             return Err(Counter::JoinedMidway);
         }
@@ -73,21 +90,27 @@ impl Opening {
             Side::Read => (&mut self.read.bytes, &mut self.write.bytes),
             Side::Write => (&mut self.write.bytes, &mut self.read.bytes),
         };
-        let joined;
-        let seen = if own.is_empty() {
-            piece.data
-        } else {
-            joined = [own, piece.data].concat();
-            &joined
-        };
-        // Empty lines may come before a request (RFC 9112, section 2.2).
-        let blank = seen.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        let seen = seen.get(blank..).unwrap_or_default();
-        match Start::of(seen) {
-            Start::Short if piece.missing_after == 0 => {
+        let before = own.len();
+        let start = if before == 0 {
+            // Empty lines may come before a request (RFC 9112, section 2.2).
+            let seen = without_empty_lines(piece.data);
+            let start = Start::of(seen, 0, max);
+            if start == Start::Short {
                 *own = seen.to_vec();
-                Ok(Found::Nothing)
             }
+            start
+        } else {
+            let room = max.saturating_sub(before).min(piece.data.len());
+            own.extend_from_slice(piece.data.get(..room).unwrap_or_default());
+            // What is longer than these was seen to be a method so far.
+            let start = Start::of(own, if before < SPECIAL { 0 } else { before }, max);
+            if start != Start::Short {
+                own.truncate(before);
+            }
+            start
+        };
+        match start {
+            Start::Short if piece.missing_after == 0 => Ok(Found::Nothing),
             Start::Short | Start::Response => Err(Counter::JoinedMidway),
             Start::Request => {
                 Ok(Found::Requests { bytes: std::mem::take(own), answer: std::mem::take(other) })
@@ -97,7 +120,7 @@ impl Opening {
         }
     }
 
-    fn look_midway(&mut self, side: Side, data: &[u8]) -> Found {
+    fn look_midway(&mut self, side: Side, data: &[u8], max: usize) -> Found {
         if data.is_empty() {
             return Found::Nothing;
         }
@@ -105,7 +128,7 @@ impl Opening {
             Side::Read => (&mut self.read, &self.write),
             Side::Write => (&mut self.write, &self.read),
         };
-        own.glimpse = match Start::of(data) {
+        own.glimpse = match Start::of(without_empty_lines(data), 0, max) {
             Start::Http2 => return Found::Http2,
             Start::Response => Glimpse::Response,
             // Beside a side that does not speak as a server, this may be part of a body.
@@ -130,7 +153,9 @@ enum Start {
 }
 
 impl Start {
-    fn of(bytes: &[u8]) -> Self {
+    /// How `bytes` start, where a method may have fewer than `max`. Those before `from` are known
+    /// to be of a method.
+    fn of(bytes: &[u8], from: usize, max: usize) -> Self {
         match bytes {
             [] => return Self::Short,
             // A server's first SETTINGS frame on stream 0 (RFC 9113, section 6.5).
@@ -147,19 +172,13 @@ impl Start {
         if HTTP2_PREFACE.starts_with(bytes) || b"HTTP/".starts_with(bytes) {
             return Self::Short;
         }
-        match bytes.iter().take(MAX_METHOD).position(|&byte| !is_token(byte)) {
-            Some(1..) if bytes.iter().find(|&&byte| !is_token(byte)) == Some(&b' ') => {
-                Self::Request
-            }
-            None if bytes.len() < MAX_METHOD => Self::Short,
+        let mut method = bytes.iter().enumerate().take(max).skip(from);
+        match method.find(|&(_, &byte)| !is_token(byte)) {
+            Some((1.., b' ')) => Self::Request,
+            None if bytes.len() < max => Self::Short,
             Some(_) | None => Self::Other,
         }
     }
-}
-
-/// `tchar` (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -188,10 +207,13 @@ mod tests {
             (b" GET /", Start::Other),
             (b"{\"a\":1}", Start::Other),
             (b"\x16\x03\x01", Start::Other),
-            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJ12 ", Start::Other),
+            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJABCDEFGHI", Start::Short),
+            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJABCDEFGHI ", Start::Request),
+            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJABCDEFGHIJ", Start::Other),
+            (b"ABCDEFGHIJABCDEFGHIJABCDEFGHIJABCDEFGHIJ ", Start::Other),
         ];
         for (bytes, expected) in table {
-            assert_eq!(Start::of(bytes), *expected, "{bytes:?}");
+            assert_eq!(Start::of(bytes, 0, 40), *expected, "{bytes:?}");
         }
     }
 
@@ -205,7 +227,7 @@ mod tests {
             assert_eq!(found, Found::Nothing);
             let data = data.as_bytes();
             let piece = Piece { missing_before: *missing_before, data, ..Piece::default() };
-            found = opening.look(*side, &piece, &mut counts);
+            found = opening.look(*side, &piece, 40, &mut counts);
         }
         (found, counts)
     }
@@ -218,6 +240,17 @@ mod tests {
             assert_eq!(found, Found::Requests { bytes: vec![], answer: vec![] });
             assert_eq!(counts, Counts::default());
         }
+        let (first, second) = ("ABCDEFGHIJABCDEFGHIJ", "ABCDEFGHIJABCDEFGHI");
+        let (found, counts) = look(&[(Read, 0, first), (Read, 0, second), (Read, 0, " / HTTP")]);
+        assert_eq!(
+            found,
+            Found::Requests { bytes: [first, second].concat().into(), answer: vec![] }
+        );
+        assert_eq!(counts, Counts::default());
+        let (found, counts) = look(&[(Read, 0, first), (Read, 0, first), (Read, 0, " / HTTP")]);
+        assert_eq!((found, counts.get(Counter::NotHttp)), (Found::Nothing, 1));
+        let (found, _) = look(&[(Read, 0, "PRI * HTTP/"), (Read, 0, "1.1\r\n")]);
+        assert_eq!(found, Found::Requests { bytes: b"PRI * HTTP/".to_vec(), answer: vec![] });
         let (found, _) = look(&[(Read, 0, "\r\nG"), (Write, 0, "H"), (Read, 0, "ET /")]);
         assert_eq!(found, Found::Requests { bytes: b"G".to_vec(), answer: b"H".to_vec() });
     }

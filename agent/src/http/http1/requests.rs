@@ -5,7 +5,8 @@ use crate::http::Ignore;
 use crate::http::body::Body;
 use crate::http::counts::Counter;
 use crate::http::framing::{Malformed, MethodKind};
-use crate::http::head::{Gathered, RequestHead, begins_with_request_line, parse_request};
+use crate::http::head::Gathered;
+use crate::http::request_head::{RequestHead, begins_with_request_line, parse_request};
 
 impl Http1 {
     pub(super) fn read_requests(
@@ -70,7 +71,7 @@ impl Http1 {
         }
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
-        let body = Body::new(head.framing);
+        let body = Body::of_request(head.framing);
         let excerpt = cx.settings.body_excerpt;
         let exchange = Exchange::new(id, head, cx.chunk, self.direction(), excerpt);
         let connect = exchange.kind == MethodKind::Connect;

@@ -24,7 +24,8 @@ use super::libraries::{self, LibraryFile, OpenLibrary};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
 
-/// Every entry program. All have the same return program.
+/// Every entry program. All have the same return program; only that of `SSL_new` is another, and
+/// has no entry program.
 const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_HANDSHAKE,
     program::SSL_ENTER_READ,
@@ -149,7 +150,7 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    for name in ENTRIES.into_iter().chain([program::SSL_RETURN]) {
+    for name in ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
@@ -322,7 +323,9 @@ impl Attacher {
         for site in sites::choose(&elf, self.symbols_only)? {
             tracing::debug!("probing {} at {:#x}", site.function, site.offset);
             // The return first: a call seen only at its return is no call at all.
-            for name in [program::SSL_RETURN, site.program] {
+            let return_program =
+                (site.program != program::SSL_CREATED).then_some(program::SSL_RETURN);
+            for name in return_program.into_iter().chain([site.program]) {
                 match self.attach_at(&path, name, &site) {
                     Ok(link) => links.push((name, link)),
                     Err(error) => {

@@ -36,6 +36,9 @@ struct Function {
 const HANDSHAKE: Function =
     Function { symbol: "SSL_do_handshake", program: program::SSL_ENTER_HANDSHAKE, required: true };
 
+/// Probed at its return only.
+const NEW: Function = Function { symbol: "SSL_new", program: program::SSL_CREATED, required: true };
+
 const READ: [Function; 2] = [
     Function { symbol: "SSL_read", program: program::SSL_ENTER_READ, required: true },
     Function { symbol: "SSL_read_ex", program: program::SSL_ENTER_READ_EX, required: true },
@@ -58,7 +61,7 @@ const MAX_FUNCTION: usize = 4_096;
 /// When `elf` is not a library that exports the functions.
 pub fn choose(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
     let image = Image::of(elf)?;
-    let mut sites = image.symbol_sites(&[HANDSHAKE])?;
+    let mut sites = image.symbol_sites(&[NEW, HANDSHAKE])?;
     for functions in [&READ[..], &WRITE[..]] {
         let internal = if symbols_only { None } else { image.internal_site(functions) };
         match internal {
@@ -211,18 +214,23 @@ mod tests {
     fn one_internal_function_serves_both_forms() {
         let sites = choose(&debians(), false).unwrap();
         let programs: Vec<_> = sites.iter().map(|site| site.program).collect();
-        let expected =
-            [program::SSL_ENTER_HANDSHAKE, program::SSL_ENTER_READ_EX, program::SSL_ENTER_WRITE_EX];
+        let expected = [
+            program::SSL_CREATED,
+            program::SSL_ENTER_HANDSHAKE,
+            program::SSL_ENTER_READ_EX,
+            program::SSL_ENTER_WRITE_EX,
+        ];
         assert_eq!(programs, expected);
-        assert!(sites[1..].iter().all(|site| site.cheap), "{sites:?}");
-        assert_ne!(sites[1].offset, sites[2].offset);
+        assert!(sites[2..].iter().all(|site| site.cheap), "{sites:?}");
+        assert_ne!(sites[2].offset, sites[3].offset);
     }
 
     #[test]
     fn symbols_are_probed_where_that_is_asked_for() {
         let sites = choose(&debians(), true).unwrap();
         let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
-        let expected = ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
+        let expected =
+            ["SSL_new", "SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
         assert_eq!(functions, expected);
     }
 
@@ -238,8 +246,13 @@ mod tests {
         changed[call + 1] = changed[call + 1].wrapping_add(16);
         let sites = choose(&changed, false).unwrap();
         let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
-        let expected =
-            ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "internal function of SSL_write"];
+        let expected = [
+            "SSL_new",
+            "SSL_do_handshake",
+            "SSL_read",
+            "SSL_read_ex",
+            "internal function of SSL_write",
+        ];
         assert_eq!(functions, expected);
     }
 

@@ -28,6 +28,7 @@ pub mod program {
     pub const SSL_ENTER_WRITE_EX: &str = "ssl_enter_write_ex";
     pub const SSL_ENTER_WRITE_EX2: &str = "ssl_enter_write_ex2";
     pub const SSL_ENTER_HANDSHAKE: &str = "ssl_enter_handshake";
+    pub const SSL_CREATED: &str = "ssl_created";
     pub const SSL_RETURN: &str = "ssl_return";
     pub const SOCK_SEND: &str = "sock_send_length";
     pub const SOCK_RECV: &str = "sock_recv_length";

@@ -86,6 +86,13 @@ pub fn ssl_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// `SSL *SSL_new(SSL_CTX *ctx)`
+#[uretprobe]
+pub fn ssl_created(ctx: RetProbeContext) -> u32 {
+    socket::forget(ctx.ret());
+    0
+}
+
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
     socket::used(&ctx);

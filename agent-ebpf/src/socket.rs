@@ -21,6 +21,9 @@ use crate::{
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
+/// The socket that the program has; those of its paths are TCP sockets of the kernel's own. It has
+/// the addresses of the first path (net/mptcp/protocol.c, `mptcp_copy_inaddrs`).
+const IPPROTO_MPTCP: u16 = 262;
 /// `TCP_CLOSE` of include/net/tcp_states.h.
 const TCP_CLOSE: i32 = 7;
 
@@ -88,11 +91,12 @@ fn is_foreign(sock: *const u8) -> bool {
     number != Some(only)
 }
 
-/// The two ends of a TCP socket; `None` for any other.
+/// The two ends of a TCP or Multipath TCP socket; `None` for any other.
 #[inline(always)]
 fn flow_of(sock: *const u8) -> Option<FlowKey> {
     let at = offsets();
-    if read::<u16>(sock, at.protocol)? != IPPROTO_TCP {
+    let protocol = read::<u16>(sock, at.protocol)?;
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
         return None;
     }
     let (local, remote) = match read::<u16>(sock, at.family)? {
@@ -137,6 +141,28 @@ fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKe
     {
         report::lost(Loss::TableFull, 0);
         warn!(ctx, "no room for a connection of process {}", object.tgid);
+    }
+}
+
+/// A TLS object has just been made at `address` of this process, so what is known of this address
+/// is about an object that is no more. Its socket may be still there: the program can go on
+/// without TLS. (`SSL_free` would come sooner, but it only gives back one of the references to
+/// an object, which may live on.)
+#[inline(always)]
+pub fn forget(address: u64) {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let object = TlsObject { address, tgid, reserved: 0 };
+    // SAFETY: a map value stays readable while the program runs.
+    let Some(earlier) = (unsafe { PC_CONNECTIONS.get(object) }).copied() else { return };
+    let _ = PC_CONNECTIONS.remove(object);
+    // SAFETY: as above.
+    let owner = unsafe { PC_SOCKETS.get(earlier.cookie) };
+    // The socket may be below another object already.
+    if owner.is_some_and(|owner| owner.id == earlier.id) {
+        let _ = PC_SOCKETS.remove(earlier.cookie);
+    }
+    if earlier.id != Connection::IGNORED {
+        report::closed(earlier.id);
     }
 }
 

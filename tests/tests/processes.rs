@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use portcullis_tests::agent::Agent;
 use portcullis_tests::certs::Certs;
@@ -13,9 +14,12 @@ use portcullis_tests::nginx::{NAME, Nginx, Options};
 use portcullis_tests::python::PythonServer;
 use portcullis_tests::scenario::{Family, MANY, SOON, Scene, event, guess, is_served};
 use portcullis_tests::shop::Shop;
+use portcullis_tests::wait;
 
 const PREFIX: &str = "pcx-procs";
 const TRANSACTIONS: &str = "portcullis_transactions_total";
+/// A file that no process maps is noticed by the second rescan; they are 10 s apart.
+const THREE_RESCANS: Duration = Duration::from_secs(30);
 const LIBRARIES: &str = "portcullis_tls_libraries_attached";
 
 #[test]
@@ -89,12 +93,25 @@ fn a_library_in_another_place_is_found_when_a_process_maps_it() {
     let maps = fs::read_to_string(format!("/proc/{}/maps", nginx.workers()[0])).expect("maps");
     assert!(maps.contains(&library_path.join("libssl.so.3").display().to_string()), "{maps}");
     agent.wait_for_metric(SOON, LIBRARIES, |count| count > before).expect("found");
-    assert!(agent.log().contains(&format!("reading TLS in {}", library_path.display())));
+    let found = format!("reading TLS in {}", library_path.display());
+    assert!(agent.log().contains(&found));
 
     let client = Client::trusting(&nginx.certs().ca).expect("a client");
     let guesses = guess(lab.client(0), &client, nginx.address_v4(), MANY, |request| request);
     assert!(guesses.expect("guesses").stopped);
     assert!(is_served(lab.client(1), &client, nginx.address_v4()));
+
+    // Without a process that maps it, the file gives its place to others; and it comes back.
+    nginx.stop().expect("stopped");
+    let forgotten = format!("nothing uses {}", library_path.display());
+    let is_forgotten = || Ok(agent.log().contains(&forgotten).then_some(()));
+    wait::until(THREE_RESCANS, "the probes to be taken off", is_forgotten).expect("forgotten");
+    let nginx = Nginx::start(&lab, &options).expect("NGINX");
+    let is_found = || Ok((agent.log().matches(&found).count() == 2).then_some(()));
+    wait::until(SOON, "the library to be found again", is_found).expect("found");
+    let client = Client::trusting(&nginx.certs().ca).expect("a client");
+    let guesses = guess(lab.client(1), &client, nginx.address_v4(), MANY, |request| request);
+    assert!(guesses.expect("guesses").stopped);
     drop(shop);
 }
 

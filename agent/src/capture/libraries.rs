@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -133,14 +134,34 @@ pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
     })
 }
 
-/// The bytes of a library file.
-///
-/// # Errors
-/// When it is no regular file of a reasonable size that can be read.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open_regular(path)?.take(MAX_LIBRARY).read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// A library file that is open, and so stays what it is when its path leads nowhere any more:
+/// one through a process ends with the process, be it in the midst of attaching.
+pub struct OpenLibrary(File);
+
+impl OpenLibrary {
+    /// # Errors
+    /// When the path of `library` leads to it no more.
+    pub fn open(library: &LibraryFile) -> io::Result<Self> {
+        let file = open_regular(&library.path)?;
+        let meta = file.metadata()?;
+        if (meta.dev(), meta.ino()) != (library.dev, library.inode) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "another file is there now"));
+        }
+        Ok(Self(file))
+    }
+
+    /// A path that leads this process to the file for as long as it is open.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    /// # Errors
+    /// When it can't be read.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        (&self.0).take(MAX_LIBRARY).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 /// Every process there is, in ascending order.

@@ -2,6 +2,7 @@
 //! the events that the probes send.
 
 pub mod events;
+mod inventory;
 pub mod libraries;
 pub mod probes;
 pub mod sites;

@@ -5,7 +5,7 @@
 //! later is seen from its first byte. All of it happens on a thread of its own, because
 //! attaching takes milliseconds.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,11 +19,13 @@ use aya::{Btf, Ebpf};
 use aya_log::EbpfLogger;
 use portcullis_common::names::program;
 
-use super::libraries::{self, LibraryFile};
+use super::inventory::{FileId, Inventory};
+use super::libraries::{self, LibraryFile, OpenLibrary};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
 
-/// Every entry program. All have the same return program.
+/// Every entry program. All have the same return program; only that of `SSL_new` is another, and
+/// has no entry program.
 const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_HANDSHAKE,
     program::SSL_ENTER_READ,
@@ -107,8 +109,7 @@ impl Probes {
             ebpf,
             proc,
             state: Arc::clone(&state),
-            attached: HashMap::new(),
-            failed: HashSet::new(),
+            inventory: Inventory::new(),
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
@@ -149,7 +150,7 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    for name in ENTRIES.into_iter().chain([program::SSL_RETURN]) {
+    for name in ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
@@ -178,7 +179,8 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
     Ok(program.try_into()?)
 }
 
-type FileId = (u64, u64);
+/// The probes of one file, each with its program.
+type Links = Vec<(&'static str, UProbeLinkId)>;
 
 /// A look at a process that is still to come.
 struct Look {
@@ -191,9 +193,7 @@ struct Attacher {
     ebpf: Ebpf,
     proc: PathBuf,
     state: Arc<Mutex<State>>,
-    attached: HashMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
-    /// Not tried again.
-    failed: HashSet<FileId>,
+    inventory: Inventory<Links>,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
 }
@@ -205,13 +205,19 @@ impl Attacher {
         loop {
             let next_look = looks.iter().map(|look| look.due).min();
             let wake = next_look.map_or(next_rescan, |due| due.min(next_rescan));
-            match requests.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+            let mut wait = wake.saturating_duration_since(Instant::now());
+            if self.inventory.has_gone() {
+                wait = Duration::ZERO;
+            }
+            match requests.recv_timeout(wait) {
                 Ok(pid) => self.queue(&mut looks, pid, 0),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.programs_log.flush();
             self.look_at_due(&mut looks);
+            // One at a time: a process that starts meanwhile is not to wait for all of them.
+            self.forget_one_gone();
             if Instant::now() >= next_rescan {
                 self.rescan();
                 next_rescan = Instant::now() + RESCAN;
@@ -236,7 +242,7 @@ impl Attacher {
                 continue;
             }
             for library in libraries::scan_one(&self.proc, look.pid) {
-                self.consider(library);
+                self.consider(library, false);
             }
             self.queue(looks, look.pid, look.round + 1);
         }
@@ -244,7 +250,10 @@ impl Attacher {
 
     fn rescan(&mut self) {
         match libraries::scan(&self.proc, false) {
-            Ok(scan) => scan.libraries.into_iter().for_each(|library| self.consider(library)),
+            Ok(scan) => {
+                self.inventory.rescanned(&scan);
+                scan.libraries.into_iter().for_each(|library| self.consider(library, false));
+            }
             Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
         }
     }
@@ -253,32 +262,53 @@ impl Attacher {
         let usual = USUAL_PLACES.iter().map(Path::new).filter(|path| path.exists());
         for path in usual.chain(extra.iter().map(PathBuf::as_path)) {
             match libraries::inspect(path) {
-                Ok(library) => self.consider(library),
+                Ok(library) => self.consider(library, true),
                 Err(error) => tracing::warn!("can't attach to {}: {error}", path.display()),
             }
         }
     }
 
-    /// Attaches to a library file that is supported and new.
-    fn consider(&mut self, library: LibraryFile) {
-        let id = (library.dev, library.inode);
-        if !library.supported() || self.attached.contains_key(&id) || self.failed.contains(&id) {
+    /// Takes the probes off one file that no process maps any more.
+    fn forget_one_gone(&mut self) {
+        let Some((id, links)) = self.inventory.take_gone() else { return };
+        self.detach(links.unwrap_or_default());
+        lock(&self.state).probed.retain(|probed| {
+            let is_gone = id_of(&probed.library) == id;
+            if is_gone {
+                tracing::info!("nothing uses {} any more", probed.library.mapped_as.display());
+            }
+            !is_gone
+        });
+    }
+
+    /// Attaches to a library file that is supported and new. One that is `kept` has its probes
+    /// until the end, whether a process maps it or not.
+    fn consider(&mut self, library: LibraryFile, kept: bool) {
+        let id = id_of(&library);
+        if !library.supported() || self.inventory.sighted(id) {
             return;
         }
-        if self.attached.len() + self.failed.len() >= MAX_LIBRARIES {
+        if self.inventory.len() >= MAX_LIBRARIES {
             lock(&self.state).libraries_refused += 1;
             return;
         }
-        let problem = match self.attach(&library.path) {
+        let name = library.mapped_as.display();
+        // It could be opened a moment ago, so this is no lasting obstacle: most likely the
+        // process that led to it has ended. The next process that maps it gives another chance.
+        let file = match OpenLibrary::open(&library) {
+            Ok(file) => file,
+            Err(error) => return tracing::debug!("can't open {name}: {error}"),
+        };
+        let problem = match self.attach(&file) {
             Ok(links) => {
-                tracing::info!("reading TLS in {}", library.mapped_as.display());
-                self.attached.insert(id, links);
+                tracing::info!("reading TLS in {name}");
+                self.inventory.insert(id, Some(links), kept);
                 None
             }
             Err(error) => {
                 let problem = format!("{error:#}");
-                tracing::warn!("can't attach to {}: {problem}", library.mapped_as.display());
-                self.failed.insert(id);
+                tracing::warn!("can't attach to {name}: {problem}");
+                self.inventory.insert(id, None, kept);
                 Some(problem)
             }
         };
@@ -286,19 +316,17 @@ impl Attacher {
     }
 
     /// Attaches to all functions or none.
-    fn attach(&mut self, path: &Path) -> Result<Vec<(&'static str, UProbeLinkId)>> {
-        let elf = libraries::read(path)?;
+    fn attach(&mut self, file: &OpenLibrary) -> Result<Links> {
+        let elf = file.read()?;
+        let path = file.path();
         let mut links = Vec::new();
         for site in sites::choose(&elf, self.symbols_only)? {
-            tracing::debug!(
-                "probing {} at {:#x} of {}",
-                site.function,
-                site.offset,
-                path.display()
-            );
+            tracing::debug!("probing {} at {:#x}", site.function, site.offset);
             // The return first: a call seen only at its return is no call at all.
-            for name in [program::SSL_RETURN, site.program] {
-                match self.attach_at(path, name, &site) {
+            let return_program =
+                (site.program != program::SSL_CREATED).then_some(program::SSL_RETURN);
+            for name in return_program.into_iter().chain([site.program]) {
+                match self.attach_at(&path, name, &site) {
                     Ok(link) => links.push((name, link)),
                     Err(error) => {
                         self.detach(links);
@@ -317,7 +345,7 @@ impl Attacher {
             .with_context(|| format!("{name} on {}", site.function))
     }
 
-    fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {
+    fn detach(&mut self, links: Links) {
         for (name, link) in links {
             let detached = uprobe(&mut self.ebpf, name).and_then(|probe| Ok(probe.detach(link)?));
             if let Err(error) = detached {
@@ -325,4 +353,8 @@ impl Attacher {
             }
         }
     }
+}
+
+fn id_of(library: &LibraryFile) -> FileId {
+    (library.dev, library.inode)
 }

@@ -5,12 +5,13 @@
 //! the slow kind in most builds, but do nothing more than check their arguments and call one
 //! internal function, which begins with a `push`, takes the same arguments and serves both the
 //! plain and the `_ex` form. It has no symbol, so it is found by structure: the one function of
-//! the library that both forms call. Where that is not so, the probes go to the symbols.
+//! the library that both forms call, and to which the plain form, which returns the length, passes
+//! the address of a variable of its own for it. Where that is not so, the probes go to the symbols.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use portcullis_common::names::program;
 
@@ -36,6 +37,9 @@ struct Function {
 const HANDSHAKE: Function =
     Function { symbol: "SSL_do_handshake", program: program::SSL_ENTER_HANDSHAKE, required: true };
 
+/// Probed at its return only.
+const NEW: Function = Function { symbol: "SSL_new", program: program::SSL_CREATED, required: true };
+
 const READ: [Function; 2] = [
     Function { symbol: "SSL_read", program: program::SSL_ENTER_READ, required: true },
     Function { symbol: "SSL_read_ex", program: program::SSL_ENTER_READ_EX, required: true },
@@ -58,7 +62,7 @@ const MAX_FUNCTION: usize = 4_096;
 /// When `elf` is not a library that exports the functions.
 pub fn choose(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
     let image = Image::of(elf)?;
-    let mut sites = image.symbol_sites(&[HANDSHAKE])?;
+    let mut sites = image.symbol_sites(&[NEW, HANDSHAKE])?;
     for functions in [&READ[..], &WRITE[..]] {
         let internal = if symbols_only { None } else { image.internal_site(functions) };
         match internal {
@@ -122,7 +126,9 @@ impl<'a> Image<'a> {
         let ([address], function) = (shared.as_slice(), last?) else { return None };
         // An exported one has arguments of its own.
         let is_exported = self.exports.values().any(|(exported, _)| exported == address);
-        if is_exported || !self.is_cheap(*address) {
+        let plain = functions.first()?.symbol;
+        let passes_length = self.passes_own_variable(plain, *address, length_register(function));
+        if is_exported || !passes_length || !self.is_cheap(*address) {
             return None;
         }
         Some(Site {
@@ -137,14 +143,52 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// Whether every call of `callee` in `symbol` has the address of something on the stack in
+    /// `register`, and there is one. Goes through the instructions in their order, whatever jumps.
+    fn passes_own_variable(&self, symbol: &str, callee: u64, register: Register) -> bool {
+        let Some((code, address)) = self.body(symbol) else { return false };
+        // Registers that hold a stack address.
+        let mut holding = BTreeSet::from([Register::RSP]);
+        let mut calls = 0;
+        for instruction in self.decode(code, address) {
+            if instruction.flow_control() == FlowControl::Call {
+                if instruction.near_branch_target() == callee {
+                    calls += 1;
+                    if !holding.contains(&register) {
+                        return false;
+                    }
+                }
+                holding.retain(|register| matches!(register, Register::RSP | Register::RBP));
+                continue;
+            }
+            let target = instruction.op0_register().full_register();
+            let source = match instruction.code() {
+                Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => instruction.op1_register(),
+                Code::Lea_r64_m if instruction.memory_index() == Register::None => {
+                    instruction.memory_base()
+                }
+                _ => Register::None,
+            };
+            if holding.contains(&source) {
+                holding.insert(target);
+            } else if target != Register::RSP {
+                holding.remove(&target);
+            }
+        }
+        calls > 0
+    }
+
+    /// The code of an exported function, and its address.
+    fn body(&self, symbol: &str) -> Option<(&'a [u8], u64)> {
+        let &(address, size) = self.exports.get(symbol)?;
+        let size = usize::try_from(size).unwrap_or(MAX_FUNCTION).min(MAX_FUNCTION);
+        Some((self.code(address)?.get(..size)?, address))
+    }
+
     /// Functions in the library's own code that `symbol` calls or ends in a jump to.
     fn callees(&self, symbol: &str) -> BTreeSet<u64> {
-        let Some(&(address, size)) = self.exports.get(symbol) else { return BTreeSet::new() };
-        let size = usize::try_from(size).unwrap_or(MAX_FUNCTION).min(MAX_FUNCTION);
-        let Some(code) = self.code(address).and_then(|code| code.get(..size)) else {
-            return BTreeSet::new();
-        };
-        let own = address..address.saturating_add(size as u64);
+        let Some((code, address)) = self.body(symbol) else { return BTreeSet::new() };
+        let own = address..address.saturating_add(code.len() as u64);
         self.decode(code, address)
             .filter(|instruction| {
                 matches!(
@@ -195,6 +239,14 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Where the function gets the address for the length (System V ABI, AMD64 supplement, 3.2.3).
+fn length_register(function: &Function) -> Register {
+    match function.program {
+        program::SSL_ENTER_WRITE_EX2 => Register::R8,
+        _ => Register::RCX,
+    }
+}
+
 fn contains<'a>(section: &impl object::ObjectSection<'a>, address: u64) -> bool {
     address.checked_sub(section.address()).is_some_and(|offset| offset < section.size())
 }
@@ -211,36 +263,66 @@ mod tests {
     fn one_internal_function_serves_both_forms() {
         let sites = choose(&debians(), false).unwrap();
         let programs: Vec<_> = sites.iter().map(|site| site.program).collect();
-        let expected =
-            [program::SSL_ENTER_HANDSHAKE, program::SSL_ENTER_READ_EX, program::SSL_ENTER_WRITE_EX];
+        let expected = [
+            program::SSL_CREATED,
+            program::SSL_ENTER_HANDSHAKE,
+            program::SSL_ENTER_READ_EX,
+            program::SSL_ENTER_WRITE_EX,
+        ];
         assert_eq!(programs, expected);
-        assert!(sites[1..].iter().all(|site| site.cheap), "{sites:?}");
-        assert_ne!(sites[1].offset, sites[2].offset);
+        assert!(sites[2..].iter().all(|site| site.cheap), "{sites:?}");
+        assert_ne!(sites[2].offset, sites[3].offset);
     }
 
     #[test]
     fn symbols_are_probed_where_that_is_asked_for() {
         let sites = choose(&debians(), true).unwrap();
         let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
-        let expected = ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
+        let expected =
+            ["SSL_new", "SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
         assert_eq!(functions, expected);
     }
+
+    /// A file in which `SSL_read` has `change` in the place of the first `code`.
+    fn changed(code: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut elf = debians();
+        let site = choose(&elf, true).unwrap().into_iter().find(|s| s.function == "SSL_read");
+        let start = usize::try_from(site.unwrap().offset).unwrap();
+        let function = &mut elf[start..start + 64];
+        let at = function.windows(code.len()).position(|found| found == code);
+        change(&mut function[at.expect("the code")..]);
+        elf
+    }
+
+    fn functions(elf: &[u8]) -> Vec<&'static str> {
+        choose(elf, false).unwrap().iter().map(|site| site.function).collect()
+    }
+
+    const READ_UNKNOWN: [&str; 5] = [
+        "SSL_new",
+        "SSL_do_handshake",
+        "SSL_read",
+        "SSL_read_ex",
+        "internal function of SSL_write",
+    ];
 
     /// A build in which `SSL_read` calls something else than `SSL_read_ex` does.
     #[test]
     fn an_unknown_structure_is_not_guessed_at() {
-        let elf = debians();
-        let site = choose(&elf, true).unwrap().into_iter().find(|s| s.function == "SSL_read");
-        let start = usize::try_from(site.unwrap().offset).unwrap();
-        let is_call = |at: &usize| elf[*at] == 0xe8;
-        let call = (start..start + 64).find(is_call).expect("a call");
-        let mut changed = elf.clone();
-        changed[call + 1] = changed[call + 1].wrapping_add(16);
-        let sites = choose(&changed, false).unwrap();
-        let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
-        let expected =
-            ["SSL_do_handshake", "SSL_read", "SSL_read_ex", "internal function of SSL_write"];
-        assert_eq!(functions, expected);
+        let elf = changed(&[0xe8], |call| call[1] = call[1].wrapping_add(16));
+        assert_eq!(functions(&elf), READ_UNKNOWN);
+    }
+
+    /// A build in which both call the same, but `SSL_read` not with the address of a variable.
+    #[test]
+    fn a_shared_function_that_gets_no_place_for_the_length_is_not_the_one() {
+        let mov_rcx_rsp = [0x48, 0x89, 0xe1];
+        let mov_rcx_rax = [0x48, 0x89, 0xc1];
+        let elf = changed(&mov_rcx_rsp, |code| code[..3].copy_from_slice(&mov_rcx_rax));
+        assert_eq!(functions(&elf), READ_UNKNOWN);
+        // `push %rsp; pop %rcx` would do as well, but is not understood.
+        let elf = changed(&mov_rcx_rsp, |code| code[..3].copy_from_slice(&[0x54, 0x59, 0x90]));
+        assert_eq!(functions(&elf), READ_UNKNOWN);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use portcullis_common::names::program;
 use serde::Serialize;
 
+use super::link_type::ensure_ethernet;
 use super::pins::{LinkPin, PinDir, interfaces as all_interfaces, remove_file};
 use crate::config::{Attach, Kernel};
 
@@ -111,6 +112,7 @@ fn attach_one(
     attach: Attach,
     old: &[&LinkPin],
 ) -> Result<Attachment> {
+    ensure_ethernet(interface)?;
     let hooks = Hook::allowed_by(attach);
     let mut passed_over = Vec::new();
     for pin in old.iter().filter(|pin| hooks.contains(&pin.hook)) {

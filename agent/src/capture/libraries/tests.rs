@@ -230,3 +230,22 @@ fn a_live_process_with_openssl_is_found() {
     assert_eq!(inode(&library.path), library.inode);
     assert!(library.path.is_absolute() && !library.path.starts_with("/proc"), "{library:?}");
 }
+
+#[test]
+fn a_library_stays_open_when_its_path_is_gone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("libssl.so.3");
+    fs::write(&path, "library").expect("a file");
+    let library = inspect(&path).expect("a file");
+    let file = OpenLibrary::open(&library).expect("opens");
+
+    fs::rename(&path, dir.path().join("elsewhere")).expect("renamed");
+    let gone = OpenLibrary::open(&library).err().expect("gone");
+    assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    fs::write(&path, "another").expect("a file");
+    let replaced = OpenLibrary::open(&library).err().expect("another file");
+    assert_eq!(replaced.kind(), io::ErrorKind::NotFound);
+
+    assert_eq!(fs::metadata(file.path()).expect("a file").ino(), library.inode);
+    assert_eq!(file.read().expect("read"), b"library");
+}

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 use portcullis_common::names::program;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 
 use super::Check;
 use crate::config::Config;
+use crate::kernel::ensure_ethernet;
 
 const AREA: &str = "interfaces";
 const SYS_CLASS_NET: &str = "/sys/class/net";
@@ -27,9 +29,14 @@ struct Xdp {
 pub(super) fn look(config: &Config, checks: &mut Vec<Check>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     for name in &config.interfaces {
-        if !Path::new(SYS_CLASS_NET).join(name).exists() {
+        if if_nametoindex(name.as_str()).is_err() {
             let advice = format!("`interfaces` may name any of: {}", interface_names().join(", "));
             checks.push(Check::missing(AREA, name, "there is no such interface", advice));
+            continue;
+        }
+        if let Err(error) = ensure_ethernet(name) {
+            let advice = "name the interface below it that has Ethernet headers";
+            checks.push(Check::missing(AREA, name, format!("{error:#}"), advice));
             continue;
         }
         let xdp = runtime.block_on(xdp_on(name));
@@ -117,9 +124,11 @@ fn driver_of(name: &str) -> String {
 }
 
 fn interface_names() -> Vec<String> {
-    let entries = fs::read_dir(SYS_CLASS_NET).into_iter().flatten().flatten();
+    // Not from /sys/class/net, which shows the network namespace that it was mounted in.
+    let interfaces = if_nameindex();
+    let interfaces = interfaces.iter().flat_map(|interfaces| interfaces.iter());
     let mut names: Vec<_> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        interfaces.map(|interface| interface.name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }

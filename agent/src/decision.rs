@@ -25,6 +25,16 @@ pub enum Mode {
     Observe,
 }
 
+/// Who asked for a block. All but the detectors have a reserve of the map to themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Automatic,
+    /// By a command.
+    Operator,
+    /// By listing it in the configuration.
+    Configured,
+}
+
 /// Whom a decision is about: all the parts that are named must match, and at least one is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Subject {

@@ -4,17 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::decision::{Action, Decision, Mode};
-
-/// Who asked for a block. All but the detectors have a reserve of the map to themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Automatic,
-    /// By a command.
-    Operator,
-    /// By listing it in the configuration.
-    Configured,
-}
+use crate::decision::{Action, Decision, Mode, Origin};
 
 /// What to enter into the deny map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

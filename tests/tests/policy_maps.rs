@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use portcullis::enforce::{EnforceError, NewBlock, Origin, PolicyMaps as _};
+use portcullis::decision::Origin;
+use portcullis::enforce::{EnforceError, NewBlock, PolicyMaps as _};
 use portcullis_common::ABI_VERSION;
 use portcullis_common::policy::Reason;
 use portcullis_tests::packet::frame::Frame;

@@ -14,8 +14,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
-use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Subject};
-use crate::enforce::Origin;
+use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Origin, Subject};
 use crate::finding::Finding;
 use crate::time::Timestamp;
 

@@ -10,7 +10,8 @@ use portcullis_common::policy::{DenyEntry, DenyKey, NEVER_EXPIRES, action, origi
 
 use super::addresses::{deny_key, network_of};
 use super::clock::coarse_now;
-use crate::enforce::{Block, EnforceError, NewBlock, Origin, Usage};
+use crate::decision::Origin;
+use crate::enforce::{Block, EnforceError, NewBlock, Usage};
 
 pub(super) struct DenyMap {
     map: BpfHashMap<MapData, DenyKey, DenyEntry>,

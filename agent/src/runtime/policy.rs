@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::core::Core;
 use crate::config::Config;
 use crate::decide::{Lifted, OPERATOR, Refused, UNTIL_LIFTED, Which, recovered, subject_of};
-use crate::decision::{Action, Decision, Mode, Subject};
-use crate::enforce::{Block, EnforceError, Origin, PolicyMaps, carry_out};
+use crate::decision::{Action, Decision, Mode, Origin, Subject};
+use crate::enforce::{Block, EnforceError, PolicyMaps, carry_out};
 use crate::report::event_log::Event;
 use crate::time::Timestamp;
 

@@ -210,10 +210,14 @@ fn each_entry_reports_its_first_drop_once() -> Result<()> {
     assert_eq!(reported, (100..).zip(targets.map(net)).collect());
     assert_eq!(drops.len(), targets.len(), "each once");
 
-    // A replaced block goes on where it was.
-    kernel.block_as(targets[0], NewBlock { rule_id: 200, ..BLOCK })?;
-    assert_judged(&kernel, &from("203.0.113.9"), Reason::DropDenied);
-    assert!(kernel.first_drops().is_empty());
+    // A block that is renewed goes on where it was; another rule's has a first drop of its own.
+    for (rule_id, expected) in [(100, 0), (200, 1)] {
+        kernel.block_as(targets[0], NewBlock { rule_id, ..BLOCK })?;
+        assert_judged(&kernel, &from("203.0.113.9"), Reason::DropDenied);
+        let drops = kernel.first_drops();
+        assert_eq!(drops.len(), expected, "rule {rule_id}");
+        assert!(drops.iter().all(|drop| drop.rule_id == rule_id));
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The head of a message: gathering its bytes, and what its fields say. Those of requests are in
 //! [`request_head`](super::request_head).
 
+use bytes::{Bytes, BytesMut};
 use std::mem::MaybeUninit;
 
 use super::credential::{CredentialKey, push_field};
@@ -16,7 +17,7 @@ const KEPT_BUFFER: usize = 4 * 1024;
 /// The start of a head whose end has not come.
 #[derive(Debug, Default)]
 pub struct HeadBuffer {
-    bytes: Vec<u8>,
+    bytes: BytesMut,
     /// No head ends before this, so that no byte is looked at twice.
     scanned: usize,
 }
@@ -77,14 +78,14 @@ impl HeadBuffer {
         self.bytes.clear();
         self.scanned = 0;
         if self.bytes.capacity() > KEPT_BUFFER {
-            self.bytes = Vec::new();
+            self.bytes = BytesMut::new();
         }
     }
 
     /// Takes what has been gathered.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub fn take(&mut self) -> Bytes {
         self.scanned = 0;
-        std::mem::take(&mut self.bytes)
+        std::mem::take(&mut self.bytes).freeze()
     }
 }
 

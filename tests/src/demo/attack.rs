@@ -107,7 +107,9 @@ struct Guesses {
 
 impl Guesses {
     fn start(host: &Host, ca: &Path, server: SocketAddr) -> anyhow::Result<Self> {
-        let mut script = NamedTempFile::new()?;
+        // Where the laboratory's clean-up finds it too.
+        let dir = ca.parent().context("the certificate has no directory")?;
+        let mut script = NamedTempFile::new_in(dir)?;
         for guess in 1..=MOST_GUESSES {
             if guess > 1 {
                 writeln!(script, "next")?;

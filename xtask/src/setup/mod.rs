@@ -26,8 +26,6 @@ pub const LAB: &[Tool] = &[
     tool("ip", "iproute2", "makes network namespaces"),
     tool("nginx", "nginx", "is the server under attack"),
     tool("curl", "curl", "is a real client"),
-    tool("openssl", "openssl", "looks at certificates and handshakes"),
-    tool("ps", "procps", "looks at processes"),
     tool("/usr/bin/python3", "python3", "is a second server on OpenSSL"),
 ];
 
@@ -35,7 +33,6 @@ pub const LAB: &[Tool] = &[
 pub const BENCH: &[Tool] = &[
     tool("wrk", "wrk", "loads the server"),
     tool("xdp-filter", "xdp-tools", "is the peer that XDP is compared with"),
-    tool("nft", "nftables", "is the peer that packet filtering is compared with"),
 ];
 
 /// Everything that any command needs.

@@ -167,12 +167,8 @@ impl<P: PolicyMaps> Core<P> {
         self.log.append(now, &Event::Stop { ts: now, reason });
     }
 
-    /// Handles records until the batch is dropped.
-    pub fn begin_batch(&mut self) -> Batch<'_, P> {
-        Batch { core: self }
-    }
-
-    fn record(&mut self, record: &[u8]) {
+    /// Handles one record of the ring buffer.
+    pub fn record(&mut self, record: &[u8]) {
         match events::decode(record) {
             Ok(Captured::TlsData(header, data)) => self.tls_data(&header, data),
             Ok(Captured::TlsClosed(closed)) => {
@@ -326,17 +322,6 @@ impl<P: PolicyMaps> Core<P> {
             }
         }
         self.losses_told = losses;
-    }
-}
-
-/// A run of records, handled one after the other.
-pub(super) struct Batch<'a, P> {
-    core: &'a mut Core<P>,
-}
-
-impl<P: PolicyMaps> Batch<'_, P> {
-    pub fn record(&mut self, record: &[u8]) {
-        self.core.record(record);
     }
 }
 

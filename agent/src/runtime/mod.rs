@@ -202,13 +202,12 @@ async fn read_events(
 ) -> std::io::Result<()> {
     let Some(events) = events else { return pending().await };
     let mut ready = events.readable_mut().await?;
-    let mut batch = core.begin_batch();
     for _ in 0..BATCH {
         let Some(record) = ready.get_inner_mut().next() else {
             ready.clear_ready();
             return Ok(());
         };
-        batch.record(&record);
+        core.record(&record);
     }
     Ok(())
 }

@@ -54,12 +54,12 @@ pub struct TlsClosed {
     pub connection: u64,
 }
 
-/// A deny entry dropped its first packet.
+/// A rule dropped its first packet, which came from `addr`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FirstDrop {
     pub kind: u32,
-    pub prefix_len: u32,
+    pub reserved: u32,
     pub time_ns: u64,
     pub rule_id: u64,
     pub addr: Addr,

@@ -17,14 +17,23 @@ macro_rules! assert_layout {
 assert_layout! {
     net::Addr: 16, 4;
     net::FlowKey: 40, 4;
-    policy::DenyKey: 20, 4;
-    policy::DenyEntry: 40, 8;
+    net::FlowInfo: 16, 8;
+    policy::PrefixKey: 20, 4;
+    policy::PrefixRules: 8, 4;
+    policy::ConjunctionKey: 32, 8;
+    policy::FingerprintRules: 40, 8;
+    policy::Lengths: 32, 8;
+    policy::Rule: 64, 8;
+    policy::Limit: 64, 8;
+    policy::Bucket: 16, 8;
+    policy::BucketSet: 64, 8;
     policy::PacketCount: 16, 8;
     event::TlsData: 104, 8;
     event::TlsClosed: 24, 8;
     event::FirstDrop: 40, 8;
     event::Exec: 16, 8;
-    settings::Settings: 72, 4;
+    settings::PrefixSet: 40, 8;
+    settings::Settings: 136, 8;
     settings::SockOffsets: 40, 4;
 }
 
@@ -43,13 +52,22 @@ mod pod {
     pod!(
         net::Addr,
         net::FlowKey,
-        policy::DenyKey,
-        policy::DenyEntry,
+        net::FlowInfo,
+        policy::PrefixKey,
+        policy::PrefixRules,
+        policy::ConjunctionKey,
+        policy::FingerprintRules,
+        policy::Lengths,
+        policy::Rule,
+        policy::Limit,
+        policy::Bucket,
+        policy::BucketSet,
         policy::PacketCount,
         event::TlsData,
         event::TlsClosed,
         event::FirstDrop,
         event::Exec,
+        settings::PrefixSet,
         settings::Settings,
         settings::SockOffsets,
     );

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod event;
+pub mod gate;
 pub mod layout;
 pub mod names;
 pub mod net;
@@ -13,4 +14,4 @@ pub mod settings;
 
 /// Version of everything in this crate. The agent writes it next to its pinned maps and
 /// replaces maps that another version left behind.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

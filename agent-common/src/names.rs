@@ -2,11 +2,44 @@
 
 /// Policy maps: pinned by name, so that blocks outlive the agent.
 pub mod pinned {
-    pub const DENY: &str = "PC_DENY";
+    pub const RULES: &str = "PC_RULES";
+    pub const LIMITS: &str = "PC_LIMITS";
+    pub const BUCKETS: &str = "PC_BUCKETS";
+    pub const PREFIXES: &str = "PC_PREFIXES";
+    pub const V4_GATE: &str = "PC_V4_GATE";
+    pub const PREFIX_GATE: &str = "PC_PREFIX_GATE";
+    pub const FLOW_GATE: &str = "PC_FLOW_GATE";
+    pub const FLOW_RULES: &str = "PC_FLOW_RULES";
+    pub const FLOWS: &str = "PC_FLOWS";
+    pub const KNOWN: &str = "PC_KNOWN";
+    pub const FINGERPRINTS: &str = "PC_FINGERPRINTS";
+    pub const CONJUNCTIONS: &str = "PC_CONJUNCTIONS";
+    pub const PORTS: &str = "PC_PORTS";
+    pub const SCOPE_ADDRESSES: &str = "PC_SCOPE_ADDRS";
+    pub const SCOPE_NAMES: &str = "PC_SCOPE_NAMES";
     pub const ALLOW: &str = "PC_ALLOW";
     pub const SETTINGS: &str = "PC_SETTINGS";
     pub const REASONS: &str = "PC_REASONS";
-    pub const ALL: [&str; 4] = [DENY, ALLOW, SETTINGS, REASONS];
+    pub const ALL: [&str; 18] = [
+        RULES,
+        LIMITS,
+        BUCKETS,
+        PREFIXES,
+        V4_GATE,
+        PREFIX_GATE,
+        FLOW_GATE,
+        FLOW_RULES,
+        FLOWS,
+        KNOWN,
+        FINGERPRINTS,
+        CONJUNCTIONS,
+        PORTS,
+        SCOPE_ADDRESSES,
+        SCOPE_NAMES,
+        ALLOW,
+        SETTINGS,
+        REASONS,
+    ];
 }
 
 /// Maps that live as long as the agent.
@@ -44,7 +77,25 @@ pub mod global {
 
 /// Capacities when the configuration does not say otherwise, in entries.
 pub mod capacity {
-    pub const DENY: u32 = 131_072;
+    /// Subjects of rules of operators, detectors and the configuration.
+    pub const BLOCKS: u32 = 131_072;
+    /// Rules beside those of the blocks: one for each list and its successor.
+    pub const LIST_RULES: u32 = 256;
+    pub const LIMITS: u32 = 16_384;
+    /// Sets of buckets; a power of two.
+    pub const BUCKET_SETS: u32 = 65_536;
+    /// Words of the hashed bitmap of prefixes, of one set; a power of two.
+    pub const PREFIX_GATE_WORDS: u32 = 131_072;
+    pub const MIN_PREFIX_GATE_WORDS: u32 = 16_384;
+    /// Words of the bitmap of flows, of one of two generations; a power of two.
+    pub const FLOW_GATE_WORDS: u32 = 16_384;
+    pub const FLOW_RULES: u32 = 16_384;
+    pub const FLOWS: u32 = 65_536;
+    pub const FINGERPRINT_RULES: u32 = 16_384;
+    /// Fingerprints whose JA4 is known.
+    pub const KNOWN: u32 = 16_384;
+    pub const CONJUNCTIONS: u32 = 65_536;
+    pub const SCOPE_ADDRESSES: u32 = 1_024;
     pub const ALLOW: u32 = 16_384;
     pub const CALLS: u32 = 16_384;
     pub const CONNECTIONS: u32 = 65_536;

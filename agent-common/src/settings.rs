@@ -1,22 +1,61 @@
 //! What userspace tells the programs: constants fixed when they are loaded, and the one value
 //! that changes while they run.
 
+use crate::policy::Lengths;
+
 /// VLAN tags that the header walk follows (IEEE 802.1Q and 802.1ad, stacked).
 pub const MAX_VLAN_TAGS: usize = 4;
 /// IPv6 extension headers that the header walk follows (RFC 8200, section 4).
 pub const MAX_EXTENSION_HEADERS: usize = 8;
-/// Failsafe ports of one transport protocol that can be configured.
-pub const MAX_FAILSAFE_PORTS: usize = 16;
 
-/// Value of the settings map, one per host, replaced as a whole.
+/// Value of the settings map, one per host. Userspace writes it in place, field by field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Destination ports, in host byte order, on which no source is ever dropped.
-    pub failsafe_tcp: [u16; MAX_FAILSAFE_PORTS],
-    pub failsafe_udp: [u16; MAX_FAILSAFE_PORTS],
-    pub failsafe_tcp_len: u32,
-    pub failsafe_udp_len: u32,
+    /// Which of the two sets of prefixes is in force: 0 or 1.
+    pub active_set: u32,
+    /// [`feature`]s.
+    pub features: u32,
+    /// By set.
+    pub prefixes: [PrefixSet; 2],
+    /// Scopes that every port belongs to, and those that every address does.
+    pub any_port_scopes: u64,
+    pub any_address_scopes: u64,
+    /// Of every hash that a client could otherwise aim at. Set once, with the maps.
+    pub seed: [u64; 2],
+    /// Sizes of the tables that are addressed by hash, powers of two: words of one set's bitmap of
+    /// prefixes, of one generation's bitmap of flows, and sets of buckets.
+    pub prefix_gate_words: u32,
+    pub flow_gate_words: u32,
+    pub bucket_sets: u32,
+    /// Always 0, which the verifier does not know: what this is added to is any number to it, so that
+    /// it does not follow the program once for each number.
+    pub zero: u32,
+}
+
+/// What the programs have to know of a set of prefixes beside the set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixSet {
+    /// The lengths that occur.
+    pub lengths: Lengths,
+    /// The classes of IPv6 lengths that occur ([`crate::gate::class_of`]).
+    pub classes: u32,
+    pub reserved: u32,
+}
+
+/// [`Settings::features`].
+pub mod feature {
+    /// There are rules of flows or fingerprints, so a flow may have some.
+    pub const FLOW_RULES: u32 = 1;
+    /// There are rules of fingerprints.
+    pub const FINGERPRINT_RULES: u32 = 2;
+    /// Look for TLS fingerprints.
+    pub const FINGERPRINTS: u32 = 4;
+    /// Look into tunnels.
+    pub const TUNNELS: u32 = 8;
+    /// There are scopes that not every address belongs to.
+    pub const ADDRESS_SCOPES: u32 = 16;
 }
 
 /// Byte offsets within the running kernel's `struct sock` (but for the last), read from its BTF when the programs

@@ -4,7 +4,7 @@
 use core::mem;
 
 use portcullis_common::{
-    net::Addr,
+    net::{Addr, FlowKey, flow_hash},
     policy::Reason,
     settings::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
 };
@@ -37,15 +37,18 @@ mod extension {
     pub const SHIM6: u8 = 140;
 }
 
-/// A source address by words, each with its bytes as the packet has them. An array of bytes the
+/// An address by words, each with its bytes as the packet has them. An array of bytes the
 /// compiler would build byte by byte, on the stack, with calls of `memset`.
 #[derive(Clone, Copy)]
-pub struct Source([u32; 4]);
+pub struct Address([u32; 4]);
 
-impl Source {
+/// Bytes 8 to 11 of an IPv4-mapped address (RFC 4291, section 2.5.5.2).
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+impl Address {
     #[inline(always)]
     fn from_v4(address: [u8; 4]) -> Self {
-        Self([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(address)])
+        Self([0, 0, MAPPED, u32::from_ne_bytes(address)])
     }
 
     #[inline(always)]
@@ -53,26 +56,132 @@ impl Source {
         Self(address.map(u32::from_ne_bytes))
     }
 
+    /// See [`Packet::blurred`].
+    #[inline(always)]
+    fn blurred(self, zero: u32) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([
+            a.wrapping_add(zero),
+            b.wrapping_add(zero),
+            c.wrapping_add(zero),
+            d.wrapping_add(zero),
+        ])
+    }
+
+    /// Whether it is IPv4 in mapped form, as both are one key.
+    #[inline(always)]
+    pub fn is_v4(self) -> bool {
+        let [first, second, third, _] = self.0;
+        (first | second | (third ^ MAPPED)) == 0
+    }
+
+    /// The IPv4 address, as a number.
+    #[inline(always)]
+    pub fn v4(self) -> u32 {
+        u32::from_be(self.0[3])
+    }
+
+    /// First and last 64 bits, as numbers.
+    #[inline(always)]
+    pub fn halves(self) -> [u64; 2] {
+        let [a, b, c, d] = self.0.map(|word| u64::from(u32::from_be(word)));
+        [a << 32 | b, c << 32 | d]
+    }
+
+    #[inline(always)]
+    pub fn from_halves(halves: [u64; 2]) -> Self {
+        let [first, second] = halves;
+        Self([
+            ((first >> 32) as u32).to_be(),
+            (first as u32).to_be(),
+            ((second >> 32) as u32).to_be(),
+            (second as u32).to_be(),
+        ])
+    }
+
     #[inline(always)]
     pub fn addr(self) -> Addr {
         // SAFETY: both are 16 bytes, and any bytes are an `Addr`.
         unsafe { mem::transmute::<[u32; 4], Addr>(self.0) }
-    }
-
-    /// The first 64 bits, the others zero.
-    #[inline(always)]
-    pub fn prefix64(self) -> Self {
-        let [first, second, ..] = self.0;
-        Self([first, second, 0, 0])
     }
 }
 
 /// What the policy needs of a packet.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    pub source: Source,
-    pub is_v6: bool,
-    pub destination: Port,
+    pub source: Address,
+    pub destination: Address,
+    pub port: Port,
+    /// In host byte order; means nothing where `port` is none.
+    pub source_port: u32,
+    pub tcp: Tcp,
+}
+
+impl Packet {
+    /// Adds 0 to everything, without the verifier knowing that it is 0: so all packets are alike to it
+    /// from here on, and it does not follow each way here further.
+    #[inline(always)]
+    pub fn blurred(self, zero: u32) -> Self {
+        let Self { source, destination, port, source_port, tcp } = self;
+        Self {
+            source: source.blurred(zero),
+            destination: destination.blurred(zero),
+            port: Port(port.0.wrapping_add(zero)),
+            source_port: source_port.wrapping_add(zero),
+            tcp: Tcp {
+                flags: tcp.flags.wrapping_add(zero),
+                sequence: tcp.sequence.wrapping_add(zero),
+                payload_at: tcp.payload_at.wrapping_add(zero),
+                payload_len: tcp.payload_len.wrapping_add(zero),
+            },
+        }
+    }
+
+    /// The flow it belongs to; means nothing where `port` is none.
+    #[inline(always)]
+    pub fn flow(&self) -> FlowKey {
+        FlowKey {
+            local: self.destination.addr(),
+            remote: self.source.addr(),
+            local_port: self.port.number(),
+            remote_port: self.source_port as u16,
+            protocol: u32::from(self.port.protocol()),
+        }
+    }
+
+    /// [`FlowKey::hash`] of that.
+    #[inline(always)]
+    pub fn flow_hash(&self, seed: [u64; 2]) -> u64 {
+        let ports = u64::from(self.source_port) << 48
+            | u64::from(self.port.number()) << 32
+            | u64::from(self.port.protocol());
+        flow_hash(self.source.halves(), self.destination.halves(), ports, seed)
+    }
+}
+
+/// Of a TCP segment (RFC 9293, section 3.1); all zero for everything else.
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    /// FIN, SYN, RST, PSH, ACK, URG from the lowest bit on.
+    pub flags: u32,
+    pub sequence: u32,
+    /// Offset in the frame.
+    pub payload_at: u32,
+    /// By the IP header's length, which a frame's padding does not count in.
+    pub payload_len: u32,
+}
+
+impl Tcp {
+    pub const SYN: u32 = 0x02;
+    pub const ACK: u32 = 0x10;
+
+    const NONE: Self = Self { flags: 0, sequence: 0, payload_at: 0, payload_len: 0 };
+
+    /// Whether the segment asks for a connection.
+    #[inline(always)]
+    pub fn opens(self) -> bool {
+        self.flags & (Self::SYN | Self::ACK) == Self::SYN
+    }
 }
 
 /// A transport protocol and a port in host byte order, in one register: the verifier follows
@@ -91,6 +200,12 @@ impl Port {
         Self(u32::from(protocol) << 16 | u32::from(number))
     }
 
+    /// Whether there is one.
+    #[inline(always)]
+    pub fn is_known(self) -> bool {
+        self.0 > Self::OUT_OF_REACH.0
+    }
+
     #[inline(always)]
     pub fn protocol(self) -> u8 {
         (self.0 >> 16) as u8
@@ -99,6 +214,24 @@ impl Port {
     #[inline(always)]
     pub fn number(self) -> u16 {
         self.0 as u16
+    }
+}
+
+/// What stands before the transport header.
+#[derive(Clone, Copy)]
+struct Network {
+    source: Address,
+    destination: Address,
+    /// Offset in the frame of what follows the IP packet.
+    end: usize,
+}
+
+impl Network {
+    /// A packet of which no more can be known.
+    #[inline(always)]
+    fn without_transport(self, port: Port) -> Packet {
+        let Self { source, destination, .. } = self;
+        Packet { source, destination, port, source_port: 0, tcp: Tcp::NONE }
     }
 }
 
@@ -133,29 +266,46 @@ fn is_vlan(ethertype: u16) -> bool {
 fn ipv4(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
     // The header up to and with the source address, so that no shorter part of it passes.
     let header: [u8; 16] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
-    let source = Source::from_v4([header[12], header[13], header[14], header[15]]);
+    let source = Address::from_v4([header[12], header[13], header[14], header[15]]);
+    let destination = bytes.read::<[u8; 4]>(offset + 16).map(Address::from_v4);
+    let destination = or_truncated(bytes, destination)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
+    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    let destination = if fragment_offset == 0 && header_len >= 20 {
-        port(bytes, header[9], offset + header_len)
+    let network = Network { source, destination, end: offset + total_len };
+    if fragment_offset == 0 && header_len >= 20 {
+        Ok(transport(bytes, header[9], offset + header_len, network))
     } else {
-        Port::NONE
-    };
-    Ok(Packet { source, is_v6: false, destination })
+        Ok(network.without_transport(Port::NONE))
+    }
 }
 
 /// RFC 8200, section 3.
 #[inline(always)]
 fn ipv6(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
-    let protocol: [u8; 1] = bytes.read(offset + 6).ok_or(Reason::PassTruncated)?;
+    let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4).ok_or(Reason::PassTruncated)?;
     let source: [[u8; 4]; 4] = bytes.read(offset + 8).ok_or(Reason::PassTruncated)?;
-    let destination = extensions(bytes, protocol[0], offset + 40);
-    Ok(Packet { source: Source::from_v6(source), is_v6: true, destination })
+    let destination = bytes.read::<[[u8; 4]; 4]>(offset + 24).map(Address::from_v6);
+    let destination = or_truncated(bytes, destination)?;
+    let payload_len = usize::from(u16::from_be_bytes([high, low]));
+    let network =
+        Network { source: Address::from_v6(source), destination, end: offset + 40 + payload_len };
+    Ok(extensions(bytes, protocol, offset + 40, network))
+}
+
+/// A packet that ends before its destination goes nowhere, and is judged by its source alone.
+#[inline(always)]
+fn or_truncated<B: Bytes>(_: &B, destination: Option<Address>) -> Result<Address, Reason> {
+    match destination {
+        Some(destination) => Ok(destination),
+        None if B::SEES_ALL => Ok(Address([0; 4])),
+        None => Err(Reason::PassTruncated),
+    }
 }
 
 /// Follows the chain of extension headers to the transport header.
 #[inline(always)]
-fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize) -> Port {
+fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize, network: Network) -> Packet {
     for _ in 0..MAX_EXTENSION_HEADERS {
         match protocol {
             extension::HOP_BY_HOP
@@ -165,7 +315,7 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize) -> Port {
             | extension::HOST_IDENTITY
             | extension::SHIM6 => {
                 let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
-                    return Port::OUT_OF_REACH;
+                    return network.without_transport(Port::OUT_OF_REACH);
                 };
                 protocol = next;
                 offset += (usize::from(len) + 1) * 8;
@@ -173,37 +323,64 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize) -> Port {
             extension::AUTHENTICATION => {
                 // RFC 4302, section 2.2: in 4-byte units, minus 2.
                 let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
-                    return Port::OUT_OF_REACH;
+                    return network.without_transport(Port::OUT_OF_REACH);
                 };
                 protocol = next;
                 offset += (usize::from(len) + 2) * 4;
             }
             extension::FRAGMENT => {
                 let Some([next, _, high, low]) = bytes.read::<[u8; 4]>(offset) else {
-                    return Port::OUT_OF_REACH;
+                    return network.without_transport(Port::OUT_OF_REACH);
                 };
                 if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
-                    return Port::NONE;
+                    return network.without_transport(Port::NONE);
                 }
                 protocol = next;
                 offset += 8;
             }
-            _ => return port(bytes, protocol, offset),
+            _ => return transport(bytes, protocol, offset, network),
         }
     }
-    port(bytes, protocol, offset)
+    transport(bytes, protocol, offset, network)
 }
 
-/// Destination port: RFC 9293 section 3.1, RFC 768.
+/// Ports, and for TCP the rest of what is needed: RFC 9293 section 3.1, RFC 768.
 #[inline(always)]
-fn port(bytes: &impl Bytes, protocol: u8, offset: usize) -> Port {
+fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, network: Network) -> Packet {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
-        return Port::NONE;
+        return network.without_transport(Port::NONE);
     }
-    match read_u16(bytes, offset + 2) {
-        Some(number) => Port::new(protocol, number),
-        None => Port::OUT_OF_REACH,
+    let Some([a, b, c, d]) = bytes.read::<[u8; 4]>(offset) else {
+        return network.without_transport(Port::OUT_OF_REACH);
+    };
+    let tcp = if protocol != IPPROTO_TCP {
+        Tcp::NONE
+    } else if let Some(tcp) = segment(bytes, offset, network.end) {
+        tcp
+    } else if B::SEES_ALL {
+        Tcp::NONE
+    } else {
+        return network.without_transport(Port::OUT_OF_REACH);
+    };
+    Packet {
+        source: network.source,
+        destination: network.destination,
+        port: Port::new(protocol, u16::from_be_bytes([c, d])),
+        source_port: u32::from(u16::from_be_bytes([a, b])),
+        tcp,
     }
+}
+
+#[inline(always)]
+fn segment(bytes: &impl Bytes, offset: usize, end: usize) -> Option<Tcp> {
+    let [s, e, q, n, _, _, _, _, words, flags]: [u8; 10] = bytes.read(offset + 4)?;
+    let payload_at = offset + usize::from(words >> 4) * 4;
+    Some(Tcp {
+        flags: u32::from(flags & 0x3f),
+        sequence: u32::from_be_bytes([s, e, q, n]),
+        payload_at: payload_at as u32,
+        payload_len: end.saturating_sub(payload_at) as u32,
+    })
 }
 
 #[inline(always)]

@@ -6,11 +6,16 @@
 #![allow(internal_features)]
 
 mod atomic;
+mod flows;
 mod headers;
+mod limit;
 mod maps;
 mod packet;
 mod policy;
+mod prefixes;
 mod report;
+mod rules;
+mod search;
 mod socket;
 mod uprobe;
 
@@ -23,7 +28,7 @@ use portcullis_common::event::direction;
 
 #[xdp(frags)]
 pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
-    match policy::verdict(&packet::XdpFrame(&ctx)) {
+    match policy::verdict(packet::XdpFrame::of(&ctx)) {
         policy::Verdict::Pass => xdp_action::XDP_PASS,
         policy::Verdict::Drop => xdp_action::XDP_DROP,
     }
@@ -32,7 +37,7 @@ pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
 /// On pass the next program of the hook goes on, should there be one.
 #[classifier]
 pub fn portcullis_tc(ctx: TcContext) -> i32 {
-    match policy::verdict(&packet::TcFrame(&ctx)) {
+    match policy::verdict(packet::TcFrame::of(&ctx)) {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
         policy::Verdict::Drop => TC_ACT_SHOT,
     }

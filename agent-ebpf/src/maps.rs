@@ -2,28 +2,98 @@
 //! loader replaces with the configured ones.
 
 use aya_ebpf::{
-    macros::map,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{ArrayOfMaps, HashMap as InnerHash},
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use portcullis_common::{
     event::Loss,
+    gate::V4_WORDS,
     names::capacity,
-    net::{Addr, FlowKey},
-    policy::{DenyEntry, DenyKey, PacketCount, Reason},
+    net::{Addr, FlowInfo, FlowKey},
+    policy::{
+        BucketSet, ConjunctionKey, FingerprintRules, Limit, MAX_SCOPES, PacketCount, PrefixKey,
+        PrefixRules, Reason, Rule,
+    },
     settings::Settings,
 };
 
-/// Whom to drop. Not LRU: only userspace removes an entry.
+/// What happens to whose packets. Not LRU, as are none of the policy's maps: only userspace removes
+/// a rule. Userspace writes it through memory that it shares.
 #[map]
-pub static PC_DENY: HashMap<DenyKey, DenyEntry> = HashMap::with_max_entries(capacity::DENY, 0);
+pub static PC_RULES: Array<Rule> =
+    Array::with_max_entries(capacity::BLOCKS + capacity::LIST_RULES, BPF_F_MMAPABLE);
+
+#[map]
+pub static PC_LIMITS: Array<Limit> = Array::with_max_entries(capacity::LIMITS, BPF_F_MMAPABLE);
+
+/// The clients of limits that are each client's own.
+#[map]
+pub static PC_BUCKETS: Array<BucketSet> = Array::with_max_entries(capacity::BUCKET_SETS, 0);
+
+/// Addresses and networks: two sets, one of which is in force, so that a whole list is replaced in
+/// one step. The inner maps are made by userspace, in the size that is needed.
+#[btf_map]
+pub static PC_PREFIXES: ArrayOfMaps<InnerHash<PrefixKey, PrefixRules, 1>, 2> = ArrayOfMaps::new();
+
+/// See `portcullis_common::gate`; of both sets.
+#[map]
+pub static PC_V4_GATE: Array<u64> = Array::with_max_entries(2 * V4_WORDS, BPF_F_MMAPABLE);
+
+/// See `portcullis_common::gate`; of both sets.
+#[map]
+pub static PC_PREFIX_GATE: Array<u64> =
+    Array::with_max_entries(2 * capacity::PREFIX_GATE_WORDS, BPF_F_MMAPABLE);
+
+/// Set for the flows that have rules, by their own or by their fingerprint's. Two generations: a
+/// bit of either counts, and new ones are set in both, so that userspace can clear one at a time.
+#[map]
+pub static PC_FLOW_GATE: Array<u64> =
+    Array::with_max_entries(2 * capacity::FLOW_GATE_WORDS, BPF_F_MMAPABLE);
+
+#[map]
+pub static PC_FLOW_RULES: HashMap<FlowKey, u32> =
+    HashMap::with_max_entries(capacity::FLOW_RULES, BPF_F_NO_PREALLOC);
+
+/// What was seen of flows: LRU, and nothing depends on an entry being there.
+#[map]
+pub static PC_FLOWS: LruHashMap<FlowKey, FlowInfo> =
+    LruHashMap::with_max_entries(capacity::FLOWS, 0);
+
+/// The JA4 of each fingerprint that userspace has seen.
+#[map]
+pub static PC_KNOWN: HashMap<u64, [u8; 40]> =
+    HashMap::with_max_entries(capacity::KNOWN, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static PC_FINGERPRINTS: HashMap<u64, FingerprintRules> =
+    HashMap::with_max_entries(capacity::FINGERPRINT_RULES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static PC_CONJUNCTIONS: HashMap<ConjunctionKey, u32> =
+    HashMap::with_max_entries(capacity::CONJUNCTIONS, BPF_F_NO_PREALLOC);
+
+/// Scopes that each destination port belongs to, and whether it is a failsafe port.
+#[map]
+pub static PC_PORTS: Array<u64> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
+
+/// Scopes that a destination address belongs to.
+#[map]
+pub static PC_SCOPE_ADDRS: HashMap<Addr, u64> =
+    HashMap::with_max_entries(capacity::SCOPE_ADDRESSES, BPF_F_NO_PREALLOC);
+
+/// Which service each scope is, for userspace only.
+#[map]
+pub static PC_SCOPE_NAMES: Array<[u8; 64]> = Array::with_max_entries(MAX_SCOPES as u32, 0);
 
 /// Whom never to drop.
 #[map]
 pub static PC_ALLOW: LpmTrie<Addr, u32> =
-    LpmTrie::with_max_entries(capacity::ALLOW, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+    LpmTrie::with_max_entries(capacity::ALLOW, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static PC_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+pub static PC_SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static PC_REASONS: PerCpuArray<PacketCount> = PerCpuArray::with_max_entries(Reason::COUNT, 0);

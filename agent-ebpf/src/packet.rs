@@ -3,7 +3,7 @@
 use core::{ffi::c_void, mem::MaybeUninit, mem::size_of};
 
 use aya_ebpf::{
-    EbpfContext,
+    bindings::{__sk_buff, xdp_md},
     helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     programs::{TcContext, XdpContext},
 };
@@ -23,8 +23,8 @@ unsafe impl<const N: usize, const M: usize> Wire for [[u8; N]; M] {}
 /// variable offset.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// A frame, from its link header on.
-pub trait Frame {
+/// A frame, from its link header on. As big as a pointer, so that functions can take it.
+pub trait Frame: Copy {
     /// Addresses of the first byte and of the end of the part that can be read in place.
     fn in_place(&self) -> (usize, usize);
     /// Length in bytes, with the parts that cannot be read in place.
@@ -36,49 +36,81 @@ pub trait Frame {
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool;
 }
 
-pub struct XdpFrame<'a>(pub &'a XdpContext);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct XdpFrame(*mut xdp_md);
 
-impl Frame for XdpFrame<'_> {
+impl XdpFrame {
+    #[inline(always)]
+    pub fn of(ctx: &XdpContext) -> Self {
+        Self(ctx.ctx)
+    }
+}
+
+impl Frame for XdpFrame {
     #[inline(always)]
     fn in_place(&self) -> (usize, usize) {
-        (self.0.data(), self.0.data_end())
+        // SAFETY: the context is the one the program was called with. Volatile, so that the compiler
+        // does not read in a caller and hand on: that loses what the verifier knows of the addresses.
+        unsafe {
+            let start = (&raw const (*self.0).data).read_volatile();
+            let end = (&raw const (*self.0).data_end).read_volatile();
+            (start as usize, end as usize)
+        }
     }
 
     #[inline(always)]
     fn len(&self) -> u64 {
         // SAFETY: the context is the one the program was called with.
-        unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+        unsafe { bpf_xdp_get_buff_len(self.0) }
     }
 
     #[inline(always)]
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
         // SAFETY: the context is the program's, and the caller vouches for `to`.
-        unsafe { bpf_xdp_load_bytes(self.0.ctx, offset, to, size) == 0 }
+        unsafe { bpf_xdp_load_bytes(self.0, offset, to, size) == 0 }
     }
 }
 
-pub struct TcFrame<'a>(pub &'a TcContext);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct TcFrame(*mut __sk_buff);
 
-impl Frame for TcFrame<'_> {
+impl TcFrame {
+    #[inline(always)]
+    pub fn of(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+}
+
+impl Frame for TcFrame {
     #[inline(always)]
     fn in_place(&self) -> (usize, usize) {
-        (self.0.data(), self.0.data_end())
+        // SAFETY: as for XDP.
+        unsafe {
+            let start = (&raw const (*self.0).data).read_volatile();
+            let end = (&raw const (*self.0).data_end).read_volatile();
+            (start as usize, end as usize)
+        }
     }
 
     #[inline(always)]
     fn len(&self) -> u64 {
-        u64::from(self.0.len())
+        u64::from(TcContext::new(self.0).len())
     }
 
     #[inline(always)]
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
         // SAFETY: the context is the program's, and the caller vouches for `to`.
-        unsafe { bpf_skb_load_bytes(self.0.as_ptr().cast(), offset, to, size) == 0 }
+        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, size) == 0 }
     }
 }
 
 /// Reads parts of a frame by their offset.
 pub trait Bytes {
+    /// Whether what it can't read is not there.
+    const SEES_ALL: bool;
+
     /// `None` when the part does not lie within the frame, as far as this reader can see.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 }
@@ -98,6 +130,8 @@ impl InPlace {
 }
 
 impl Bytes for InPlace {
+    const SEES_ALL: bool = false;
+
     #[inline(always)]
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         if offset > MAX_OFFSET || self.start + offset + size_of::<T>() > self.end {
@@ -110,9 +144,11 @@ impl Bytes for InPlace {
 }
 
 /// Reads by copying: sees the whole frame.
-pub struct Anywhere<'a, F>(pub &'a F);
+pub struct Anywhere<F>(pub F);
 
-impl<F: Frame> Bytes for Anywhere<'_, F> {
+impl<F: Frame> Bytes for Anywhere<F> {
+    const SEES_ALL: bool = true;
+
     #[inline(always)]
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         if offset > MAX_OFFSET {

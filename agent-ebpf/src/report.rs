@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
 use portcullis_common::{
     event::{Exec, FirstDrop, Loss, TlsClosed, kind},
-    policy::DenyKey,
+    net::Addr,
 };
 
 use crate::{
@@ -32,14 +32,8 @@ fn output<T: Copy + 'static>(event: &T) {
 }
 
 #[inline(always)]
-pub fn first_drop(key: &DenyKey, rule_id: u64) {
-    output(&FirstDrop {
-        kind: kind::FIRST_DROP,
-        prefix_len: key.prefix_len,
-        time_ns: now(),
-        rule_id,
-        addr: key.addr,
-    });
+pub fn first_drop(addr: Addr, rule_id: u64) {
+    output(&FirstDrop { kind: kind::FIRST_DROP, reserved: 0, time_ns: now(), rule_id, addr });
 }
 
 #[inline(always)]

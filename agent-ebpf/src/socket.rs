@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use portcullis_common::{
     event::Loss,
-    net::{Addr, FlowKey},
+    net::{Addr, FlowKey, TCP},
     settings::SockOffsets,
 };
 
@@ -111,7 +111,7 @@ fn flow_of(sock: *const u8) -> Option<FlowKey> {
         remote,
         local_port: read(sock, at.local_port)?,
         remote_port: u16::from_be(read(sock, at.remote_port)?),
-        reserved: 0,
+        protocol: TCP,
     })
 }
 

@@ -1,34 +1,186 @@
 //! Decisions into the kernel's maps: the only writer of the policy.
 
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::decision::{Action, Decision, Mode, Origin};
 
-/// What to enter into the deny map.
+/// Whose packets a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    Network(IpNet),
+    /// The clients with a TLS fingerprint, by its JA4.
+    Fingerprint(Arc<str>),
+    /// Those of a network alone.
+    Conjunction(IpNet, Arc<str>),
+    Flow(Flow),
+}
+
+impl From<IpNet> for Target {
+    fn from(net: IpNet) -> Self {
+        Self::Network(net)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(net) => show_network(f, net),
+            Self::Fingerprint(ja4) => f.write_str(ja4),
+            Self::Conjunction(net, ja4) => {
+                show_network(f, net)?;
+                write!(f, " with {ja4}")
+            }
+            Self::Flow(Flow { client, server, .. }) => write!(f, "{client} to {server}"),
+        }
+    }
+}
+
+/// A network of one address is shown as that.
+fn show_network(f: &mut fmt::Formatter<'_>, net: &IpNet) -> fmt::Result {
+    if net.prefix_len() == net.max_prefix_len() {
+        write!(f, "{}", net.addr())
+    } else {
+        write!(f, "{net}")
+    }
+}
+
+/// A TCP connection or a UDP exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Flow {
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+    /// Of UDP; else of TCP.
+    pub is_udp: bool,
+}
+
+/// What becomes of the packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Drop,
+    Count,
+    Limit(Rate),
+    /// New connections go to the decoy.
+    Steer,
+}
+
+impl Effect {
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Drop => Kind::Drop,
+            Self::Steer => Kind::Steer,
+            Self::Limit(_) => Kind::Limit,
+            Self::Count => Kind::Count,
+        }
+    }
+}
+
+/// [`Effect`] without its parameters, in the order in which a target's rules are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Drop,
+    Steer,
+    Limit,
+    Count,
+}
+
+/// How much may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub unit: Unit,
+    /// Units in a second, at least one.
+    pub per_s: u64,
+    /// Units at once, at least one.
+    pub burst: u64,
+    pub each: Each,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Packets,
+    Bytes,
+    /// TCP connections that are asked for.
+    Connections,
+}
+
+/// Who shares a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Each {
+    /// All packets of the target.
+    Target,
+    /// Each client has the rate to itself: prefixes of so many bits are one.
+    Client { v4: u8, v6: u8 },
+}
+
+/// A rule to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewBlock {
     /// `None`: until it is lifted.
     pub ttl: Option<Duration>,
     /// Number of the decision: its id, which is hexadecimal.
     pub rule_id: u64,
     pub origin: Origin,
+    pub effect: Effect,
     /// Count what would be dropped, and let it pass.
     pub count_only: bool,
+    /// Only on the ports and addresses of this service; `None`: everywhere.
+    pub service: Option<Arc<str>>,
 }
 
-/// One entry of the deny map as people see it.
+/// What tells a rule from others: one target has at most one of a kind for a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleName {
+    pub target: Target,
+    pub kind: Kind,
+    pub service: Option<Arc<str>>,
+}
+
+/// One rule as people see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    pub target: IpNet,
+    pub target: Target,
+    pub effect: Effect,
+    pub service: Option<Arc<str>>,
     /// `None`: until it is lifted.
     pub remaining: Option<Duration>,
     pub rule_id: u64,
     pub origin: Origin,
     pub count_only: bool,
+    /// Packets that it named, and their bytes.
     pub packets: u64,
     pub bytes: u64,
+    /// Of a limit: packets that were beyond it.
+    pub exceeded: u64,
+}
+
+impl Block {
+    pub fn name(&self) -> RuleName {
+        RuleName {
+            target: self.target.clone(),
+            kind: self.effect.kind(),
+            service: self.service.clone(),
+        }
+    }
+}
+
+/// Networks that share one rule.
+#[derive(Clone, Debug)]
+pub struct List {
+    pub name: Arc<str>,
+    pub rule: NewBlock,
+    pub networks: Vec<IpNet>,
+}
+
+/// The ports and addresses of a service. Empty lists stand for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    pub service: Arc<str>,
+    pub ports: Vec<u16>,
+    pub addresses: Vec<std::net::IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,36 +193,53 @@ pub struct Usage {
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnforceError {
-    #[error("{0} can't be blocked: only single addresses and IPv6 /64 networks can be")]
-    Unsupported(IpNet),
     #[error(
-        "the deny map is full: {} of {} entries, {} of them for operators only",
+        "the table of rules is full: {} of {} entries, {} of them for operators only",
         .0.used, .0.capacity, .0.reserve
     )]
     Full(Usage),
+    #[error("the kernel's table of {what} is full")]
+    NoRoom { what: &'static str },
+    #[error("{target} has {limit} rules already, and can't have more")]
+    TooManyRules { target: Target, limit: usize },
+    #[error("there is no service {0} with ports or addresses of its own")]
+    NoScope(Arc<str>),
     #[error("{0} is not blocked")]
-    NotBlocked(IpNet),
+    NotBlocked(Target),
     #[error(transparent)]
     Kernel(#[from] anyhow::Error),
 }
 
 /// The kernel's policy maps, or what stands for them in a test.
 pub trait PolicyMaps {
-    /// Blocks `target`, or replaces its block; the counters go on when the rule is the
-    /// same, or both are listed in the configuration.
-    /// When the map is full, a block that only counts gives way to one that drops.
-    fn block(&mut self, target: IpNet, block: NewBlock) -> Result<(), EnforceError>;
+    /// Makes a rule of `target`, or replaces the one of the same name; the counters go on when the rule
+    /// is the same, or both are listed in the configuration.
+    /// When the map is full, a rule that only counts gives way to one that does more.
+    fn block(&mut self, target: impl Into<Target>, block: NewBlock) -> Result<(), EnforceError>;
 
-    fn unblock(&mut self, target: IpNet) -> Result<(), EnforceError>;
+    /// Removes one rule.
+    fn remove(&mut self, name: &RuleName) -> Result<(), EnforceError>;
 
-    /// Every block that has not expired, in no particular order.
+    /// Removes all rules of `target`.
+    fn unblock(&mut self, target: impl Into<Target>) -> Result<(), EnforceError>;
+
+    /// Every rule that has not expired, in no particular order; none of lists.
     fn blocks(&self) -> Result<Vec<Block>, EnforceError>;
 
-    /// Removes expired blocks; returns how many.
+    /// Removes expired rules; returns how many.
     fn sweep(&mut self) -> Result<u32, EnforceError>;
 
-    /// Entries of the deny map that are taken, and how many there are.
+    /// Rules that there are, and for how many there is room.
     fn usage(&self) -> Usage;
+
+    /// Replaces all lists, in one step. The counters of a list go on by its name.
+    fn set_lists(&mut self, lists: &[List]) -> Result<(), EnforceError>;
+
+    /// Replaces the scopes that rules can have.
+    fn set_scopes(&mut self, scopes: &[Scope]) -> Result<(), EnforceError>;
+
+    /// A TLS client with this fingerprint has been seen: what is said of its JA4 holds for the key.
+    fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<(), EnforceError>;
 
     /// Replaces the allow list. What stays on it is never off it in between.
     fn set_allowed(&mut self, nets: &[IpNet]) -> Result<(), EnforceError>;
@@ -96,7 +265,9 @@ pub fn carry_out(
         ttl,
         rule_id: decision.rule_id().unwrap_or_default(),
         origin,
+        effect: Effect::Drop,
         count_only: decision.mode == Mode::Observe,
+        service: None,
     };
     maps.block(target, block)
 }

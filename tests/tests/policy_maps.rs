@@ -1,6 +1,7 @@
 //! The policy maps as they fill, are replaced, resized and taken over.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use ipnet::IpNet;
 use portcullis::decision::Origin;
 use portcullis::enforce::{EnforceError, NewBlock, PolicyMaps as _};
 use portcullis_common::ABI_VERSION;
+use portcullis_common::names::pinned;
 use portcullis_common::policy::Reason;
 use portcullis_tests::packet::frame::Frame;
 use portcullis_tests::packet::harness::{BLOCK, Hook, Kernel, net};
@@ -66,11 +68,29 @@ fn a_full_map_refuses_and_keeps_what_it_has() -> Result<()> {
 }
 
 #[test]
-fn only_addresses_and_64s_can_be_blocked() -> Result<()> {
+fn networks_of_every_length_can_be_blocked() -> Result<()> {
     let mut kernel = Kernel::new()?;
-    for target in ["203.0.113.0/24", "2001:db8::/48", "2001:db8::/65", "0.0.0.0/0"] {
-        let error = kernel.loaded.policy.block(net(target), BLOCK).unwrap_err();
-        assert!(matches!(error, EnforceError::Unsupported(_)), "{target}: {error}");
+    for (target, inside, outside) in [
+        ("203.0.113.0/24", "203.0.113.255", "203.0.114.0"),
+        ("203.0.113.128/25", "203.0.113.128", "203.0.113.127"),
+        ("198.18.0.0/15", "198.19.255.255", "198.20.0.0"),
+        ("64.0.0.0/2", "127.255.255.255", "128.0.0.0"),
+        ("0.0.0.0/0", "255.0.0.1", "2001:db8::1"),
+        ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
+        ("2001:db8::/33", "2001:db8:7fff::1", "2001:db8:8000::"),
+        ("2001:db8::8000/113", "2001:db8::ffff", "2001:db8::7fff"),
+        ("8000::/1", "ffff::1", "7fff::1"),
+        ("::/0", "2001:db8::1", "203.0.113.1"),
+    ] {
+        kernel.block(target)?;
+        assert_blocked(&kernel, IpAddr::from_str(inside)?.into())?;
+        let frame = Frame::from(IpAddr::from_str(outside)?).bytes();
+        for hook in Hook::ALL {
+            assert_eq!(kernel.judge(hook, &frame)?.1, Reason::PassNoMatch, "{outside}, {target}");
+        }
+        kernel.loaded.policy.unblock(net(target))?;
+        let frame = Frame::from(IpAddr::from_str(inside)?).bytes();
+        assert_eq!(kernel.judge(Hook::Xdp, &frame)?.1, Reason::PassNoMatch, "{target} is lifted");
     }
     let error = kernel.loaded.policy.unblock(address(1)).unwrap_err();
     assert!(matches!(error, EnforceError::NotBlocked(_)), "{error}");
@@ -209,7 +229,7 @@ fn detaching_leaves_nothing_behind() -> Result<()> {
     let kernel = Kernel::new()?;
     let pin_dir = kernel.pin_dir().to_owned();
     let detached = portcullis::kernel::detach(&pin_dir)?;
-    assert_eq!(detached.maps.len(), 4, "{detached:?}");
+    assert_eq!(detached.maps.len(), pinned::ALL.len(), "{detached:?}");
     assert!(!pin_dir.exists());
     Ok(())
 }

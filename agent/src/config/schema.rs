@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use portcullis_common::settings::MAX_FAILSAFE_PORTS;
-
 use crate::decision::Mode;
 
 use super::blocks;
@@ -133,23 +131,11 @@ fn guards(s: &mut Section, guards: &mut Guards) -> Guarded {
             }
         }
     }
-    let doc = "TCP ports of this host on which no packet is ever dropped; at most 16.";
-    let ports =
-        s.list(key("guards.failsafe_tcp_ports", doc), &PORT, &mut guards.failsafe_tcp_ports);
-    check_port_count(s, &ports, &guards.failsafe_tcp_ports);
-    let doc = "UDP ports of this host on which no packet is ever dropped; at most 16.";
-    let ports =
-        s.list(key("guards.failsafe_udp_ports", doc), &PORT, &mut guards.failsafe_udp_ports);
-    check_port_count(s, &ports, &guards.failsafe_udp_ports);
+    let doc = "TCP ports of this host on which no packet is ever dropped.";
+    s.list(key("guards.failsafe_tcp_ports", doc), &PORT, &mut guards.failsafe_tcp_ports);
+    let doc = "UDP ports of this host on which no packet is ever dropped.";
+    s.list(key("guards.failsafe_udp_ports", doc), &PORT, &mut guards.failsafe_udp_ports);
     Guarded { allow, trusted_proxies }
-}
-
-fn check_port_count(s: &mut Section, ports: &ListPlace, values: &[u16]) {
-    if values.len() > MAX_FAILSAFE_PORTS {
-        let count = values.len();
-        let message = format!("has {count} ports, but must have at most {MAX_FAILSAFE_PORTS}");
-        s.conflict(&[&ports.list], message);
-    }
 }
 
 fn check_room_in_maps(top: &mut Section, config: &Config, targets: &[Place], guarded: &Guarded) {

@@ -197,7 +197,7 @@ impl Default for Config {
             kernel: Kernel {
                 attach: Attach::Auto,
                 pin_dir: "/sys/fs/bpf/portcullis".into(),
-                max_blocks: capacity::DENY,
+                max_blocks: capacity::BLOCKS,
                 operator_reserve: 4_096,
                 max_allowed: capacity::ALLOW,
             },

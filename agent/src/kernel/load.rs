@@ -1,19 +1,19 @@
 //! The eBPF object into the kernel, on top of the policy maps that an earlier agent left.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader};
-use portcullis_common::names::{global, map, pinned};
-use portcullis_common::policy::{DenyEntry, DenyKey};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use portcullis_common::names::{capacity, global, map, pinned};
 
+use super::bpffs::make_pin_dir;
 use super::btf::{Btf, sock_offsets};
-use super::clock::coarse_now;
 use super::counters::{LossCounters, ReasonCounters};
-use super::deny::DenyMap;
-use super::pins::{PinDir, remove_file, remove_maps};
+use super::open::Sizes;
+use super::pins::{PinDir, remove_maps};
 use super::policy::KernelPolicy;
 use crate::config::{Config, Namespaces};
 
@@ -33,33 +33,27 @@ pub struct Loaded {
 }
 
 pub fn load(config: &Config) -> Result<Loaded> {
-    let kernel = &config.kernel;
-    let pins = PinDir::make(&kernel.pin_dir)?;
+    let pins = PinDir::make(&config.kernel.pin_dir)?;
+    let unfinished = pins.unfinished_maps();
+    // Of an agent that ended while it made them.
+    remove_maps(&unfinished)?;
+    let resize = differ(&pins.maps(), config)?;
+    let dir = if resize { unfinished.clone() } else { pins.maps() };
+    make_pin_dir(&dir)?;
+    let mut ebpf = load_object(config, &dir)?;
+
+    let sizes = Sizes { blocks: config.kernel.max_blocks, reserve: config.kernel.operator_reserve };
+    let mut policy = KernelPolicy::open(&dir, sizes)?;
     let mut notes = Vec::new();
-    let resized = Resized::look(&pins, config)?;
-    let offsets = sock_offsets(&Btf::of_running_kernel()?)?;
-    let only_namespace = match config.capture.network_namespaces {
-        Namespaces::All => 0,
-        Namespaces::Own => own_network_namespace()?,
-    };
-
-    let mut loader = EbpfLoader::new();
-    for name in pinned::ALL {
-        loader.map_pin_path(name, resized.pin_of(&pins, name));
+    if resize {
+        let old = KernelPolicy::open(&pins.maps(), sizes)?;
+        let copied = policy.copy_from(&old)?;
+        // In one step, so that at every moment a whole policy is pinned. The attached programs go on
+        // with the old maps until they are replaced.
+        exchange(&unfinished, &pins.maps())?;
+        remove_maps(&unfinished)?;
+        notes.push(format!("resized the maps; {copied} blocks carried over"));
     }
-    let mut ebpf = loader
-        .map_max_entries(pinned::DENY, kernel.max_blocks)
-        .map_max_entries(pinned::ALLOW, kernel.max_allowed)
-        .map_max_entries(map::EVENTS, config.capture.ring_bytes)
-        .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
-        .map_max_entries(map::SOCKETS, config.capture.max_connections)
-        .override_global(global::SOCK_OFFSETS, &offsets, true)
-        .override_global(global::ONLY_NAMESPACE, &only_namespace, true)
-        .load(OBJECT)
-        .context("the kernel does not accept Portcullis' maps; `portcullis doctor` may say why")?;
-
-    let mut deny: BpfHashMap<MapData, DenyKey, DenyEntry> = take(&mut ebpf, pinned::DENY)?;
-    notes.extend(resized.finish(&pins, &mut deny)?);
     for dir in pins.foreign_maps()? {
         let maps = remove_maps(&dir)?;
         notes.push(format!(
@@ -69,17 +63,50 @@ pub fn load(config: &Config) -> Result<Loaded> {
         ));
     }
     Ok(Loaded {
-        policy: KernelPolicy {
-            deny: DenyMap::new(deny, kernel.max_blocks, kernel.operator_reserve)?,
-            allow: take(&mut ebpf, pinned::ALLOW)?,
-            settings: take(&mut ebpf, pinned::SETTINGS)?,
-        },
+        policy,
         reasons: ReasonCounters::new(take(&mut ebpf, pinned::REASONS)?),
         losses: LossCounters::new(take(&mut ebpf, map::LOSSES)?),
         events: take(&mut ebpf, map::EVENTS)?,
         ebpf,
         notes,
     })
+}
+
+/// The object, with its policy maps pinned in `dir` or taken from there.
+fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
+    let offsets = sock_offsets(&Btf::of_running_kernel()?)?;
+    let only_namespace = match config.capture.network_namespaces {
+        Namespaces::All => 0,
+        Namespaces::Own => own_network_namespace()?,
+    };
+    let mut loader = EbpfLoader::new();
+    for name in pinned::ALL {
+        loader.map_pin_path(name, dir.join(name));
+    }
+    for (name, entries) in entries_of(config) {
+        loader.map_max_entries(name, entries);
+    }
+    loader
+        .map_max_entries(map::EVENTS, config.capture.ring_bytes)
+        .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
+        .map_max_entries(map::SOCKETS, config.capture.max_connections)
+        .override_global(global::SOCK_OFFSETS, &offsets, true)
+        .override_global(global::ONLY_NAMESPACE, &only_namespace, true)
+        .load(OBJECT)
+        .context("the kernel does not accept Portcullis' maps; `portcullis doctor` may say why")
+}
+
+/// The pinned maps whose size the configuration sets.
+fn entries_of(config: &Config) -> [(&'static str, u32); 3] {
+    let blocks = config.kernel.max_blocks;
+    // About 64 bits a block, so that two of a hundred addresses get past a full one.
+    let words = blocks.next_power_of_two().max(capacity::MIN_PREFIX_GATE_WORDS);
+    [
+        // One more, since the first is none.
+        (pinned::RULES, blocks + capacity::LIST_RULES + 1),
+        (pinned::PREFIX_GATE, 2 * words),
+        (pinned::ALLOW, config.kernel.max_allowed),
+    ]
 }
 
 /// The number that the kernel knows the agent's network namespace by (namespaces(7)).
@@ -97,86 +124,25 @@ where
     map.try_into().with_context(|| format!("map {name} is of another kind"))
 }
 
-/// The kernel can't resize a map. One whose configured size differs from the pinned one's is
-/// made anew under another name, filled, and put in the place of the old by a rename, so that at
-/// every moment a whole one is pinned. The attached programs go on with the old map until they
-/// are replaced.
-struct Resized {
-    maps: Vec<&'static str>,
-    blocks: Vec<(DenyKey, DenyEntry)>,
-}
-
-impl Resized {
-    fn look(pins: &PinDir, config: &Config) -> Result<Self> {
-        let sizes =
-            [(pinned::DENY, config.kernel.max_blocks), (pinned::ALLOW, config.kernel.max_allowed)];
-        let mut maps = Vec::new();
-        for (name, size) in sizes {
-            // Of an agent that ended while it made one.
-            let unfinished = pins.unfinished_map(name);
-            if unfinished.exists() {
-                remove_file(&unfinished)?;
-            }
-            if differs(&pins.map(name), size)? {
-                maps.push(name);
-            }
-        }
-        let mut blocks = Vec::new();
-        if maps.contains(&pinned::DENY) {
-            blocks = pinned_entries(&pins.map(pinned::DENY))?;
-            let now = coarse_now();
-            blocks.retain(|(_, entry)| entry.expires_ns > now);
-        }
-        ensure!(
-            blocks.len() <= config.kernel.max_blocks as usize,
-            "kernel.max_blocks is {}, but {} blocks are in force",
-            config.kernel.max_blocks,
-            blocks.len()
-        );
-        Ok(Self { maps, blocks })
-    }
-
-    /// Where to pin the map `name` while loading.
-    fn pin_of(&self, pins: &PinDir, name: &str) -> PathBuf {
-        if self.maps.contains(&name) { pins.unfinished_map(name) } else { pins.map(name) }
-    }
-
-    /// Fills the new deny map and puts what is new in its place.
-    fn finish(
-        self,
-        pins: &PinDir,
-        deny: &mut BpfHashMap<MapData, DenyKey, DenyEntry>,
-    ) -> Result<Option<String>> {
-        for (key, entry) in &self.blocks {
-            deny.insert(key, entry, 0).context("can't carry a block over to the resized map")?;
-        }
-        for name in &self.maps {
-            let (from, to) = (pins.unfinished_map(name), pins.map(name));
-            std::fs::rename(&from, &to)
-                .with_context(|| format!("can't rename {} to {}", from.display(), to.display()))?;
-        }
-        let resized = !self.maps.is_empty();
-        let note = || {
-            format!("resized {}; {} blocks carried over", self.maps.join(", "), self.blocks.len())
-        };
-        Ok(resized.then(note))
-    }
-}
-
-fn differs(path: &PathBuf, max_entries: u32) -> Result<bool> {
-    if !path.exists() {
+/// Whether one of the maps pinned in `dir` has another size than configured, or is missing. The kernel
+/// can't resize a map: all are made anew then.
+fn differ(dir: &Path, config: &Config) -> Result<bool> {
+    if !dir.join(pinned::SETTINGS).exists() {
         return Ok(false);
     }
-    let info = MapData::from_pin(path)
-        .and_then(|map| map.info())
-        .with_context(|| format!("can't open the pinned map {}", path.display()))?;
-    Ok(info.max_entries() != max_entries)
+    for (name, entries) in entries_of(config) {
+        let path = dir.join(name);
+        let info = MapData::from_pin(&path)
+            .and_then(|map| map.info())
+            .with_context(|| format!("can't open the pinned map {}", path.display()))?;
+        if info.max_entries() != entries {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-fn pinned_entries(path: &PathBuf) -> Result<Vec<(DenyKey, DenyEntry)>> {
-    let context = || format!("can't read the pinned map {}", path.display());
-    let data = MapData::from_pin(path).with_context(context)?;
-    let map =
-        BpfHashMap::<_, DenyKey, DenyEntry>::try_from(Map::HashMap(data)).with_context(context)?;
-    map.iter().collect::<Result<_, _>>().with_context(context)
+fn exchange(one: &Path, other: &Path) -> Result<()> {
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)
+        .with_context(|| format!("can't exchange {} and {}", one.display(), other.display()))
 }

@@ -2,16 +2,26 @@
 //! per map.
 
 mod addresses;
+mod allowed;
 mod attach;
+mod batch;
+mod book;
 mod bpffs;
 mod btf;
 mod clock;
 mod counters;
-mod deny;
 mod link_type;
 mod load;
+mod open;
 mod pins;
 mod policy;
+mod prefixes;
+mod rules;
+mod scopes;
+mod shared;
+mod slots;
+mod subjects;
+mod table;
 
 pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, attach};

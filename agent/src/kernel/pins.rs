@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! PIN_DIR/maps-vN/NAME           the policy maps of ABI version N
+//! PIN_DIR/unfinished-vN/NAME     those that are to replace them
 //! PIN_DIR/links/INTERFACE@HOOK   the attached programs
 //! ```
 
@@ -39,13 +40,9 @@ impl PinDir {
         self.0.join(format!("{MAPS_PREFIX}{ABI_VERSION}"))
     }
 
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
-    }
-
-    /// Where a map is pinned that is to replace the one at [`Self::map`].
-    pub fn unfinished_map(&self, name: &str) -> PathBuf {
-        self.maps().join(format!("{name}-unfinished"))
+    /// Where maps are pinned that are to replace those at [`Self::maps`].
+    pub fn unfinished_maps(&self) -> PathBuf {
+        self.0.join(format!("unfinished-v{ABI_VERSION}"))
     }
 
     fn links(&self) -> PathBuf {
@@ -128,7 +125,7 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
         }
     }
     let own = pins.maps();
-    for dir in pins.foreign_maps()?.into_iter().chain([own]) {
+    for dir in pins.foreign_maps()?.into_iter().chain([own, pins.unfinished_maps()]) {
         detached.maps.extend(remove_maps(&dir)?);
     }
     for dir in [pins.links(), pins.0.clone()] {

@@ -11,7 +11,7 @@ use super::policy::Refusal;
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
 use crate::detect::{self, counter::FINDINGS};
-use crate::enforce::{Block, PolicyMaps};
+use crate::enforce::{Block, PolicyMaps, Target};
 use crate::http::Counter;
 use crate::report::control::{
     AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
@@ -107,20 +107,22 @@ impl<P: PolicyMaps> Core<P> {
     fn blocks(&self) -> Response {
         match self.maps.blocks() {
             Ok(mut blocks) => {
-                blocks.sort_by_key(|block| block.target);
-                let blocks = blocks.into_iter().map(|block| self.block_info(block)).collect();
+                blocks.sort_by(|a, b| a.target.cmp(&b.target));
+                let blocks =
+                    blocks.into_iter().filter_map(|block| self.block_info(block)).collect();
                 Response::Blocks { blocks }
             }
             Err(error) => Response::error(ErrorKind::Failed, error.to_string()),
         }
     }
 
-    fn block_info(&self, block: Block) -> BlockInfo {
+    fn block_info(&self, block: Block) -> Option<BlockInfo> {
+        let Target::Network(target) = block.target else { return None };
         let made = self.recent.by_rule(block.rule_id).map(|made| &made.decision);
         let known = |decision: &&Decision| decision.detector != RECOVERED;
         let decision = made.filter(known);
-        BlockInfo {
-            target: block.target,
+        Some(BlockInfo {
+            target,
             remaining_s: block.remaining.map(|remaining| remaining.as_secs()),
             id: format!("{:016x}", block.rule_id),
             detector: decision.map(|decision| decision.detector.clone()),
@@ -128,7 +130,7 @@ impl<P: PolicyMaps> Core<P> {
             count_only: block.count_only,
             packets: block.packets,
             bytes: block.bytes,
-        }
+        })
     }
 
     fn allow_list(&self) -> Response {

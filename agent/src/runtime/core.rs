@@ -177,9 +177,8 @@ impl<P: PolicyMaps> Core<P> {
                 self.judge(ts);
             }
             Ok(Captured::FirstDrop(drop)) => {
-                let target = kernel::network_of(drop.addr, drop.prefix_len);
-                if let Some(target) = target {
-                    self.first_drop(target, drop.rule_id, self.clock.at(drop.time_ns));
+                if let Some(source) = kernel::network_of(drop.addr, 128) {
+                    self.first_drop(source, drop.rule_id, self.clock.at(drop.time_ns));
                 }
             }
             Ok(Captured::Exec(exec)) => {
@@ -258,8 +257,9 @@ impl<P: PolicyMaps> Core<P> {
         self.recent.decision(decision, cause);
     }
 
-    fn first_drop(&mut self, target: IpNet, rule: u64, ts: Timestamp) {
+    fn first_drop(&mut self, source: IpNet, rule: u64, ts: Timestamp) {
         let made = self.recent.by_rule(rule);
+        let target = made.and_then(|made| made.decision.subject.network()).unwrap_or(source);
         let id = made.map(|made| made.decision.id.clone());
         let after_ms = made.map(|made| ts.since(made.cause).as_secs_f64() * 1e3);
         let (now, ts) = (self.wall_now(), self.clock.shown(ts));

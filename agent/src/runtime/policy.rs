@@ -8,7 +8,7 @@ use super::core::Core;
 use crate::config::Config;
 use crate::decide::{Lifted, OPERATOR, Refused, UNTIL_LIFTED, Which, recovered, subject_of};
 use crate::decision::{Action, Decision, Mode, Origin, Subject};
-use crate::enforce::{Block, EnforceError, PolicyMaps, carry_out};
+use crate::enforce::{Block, EnforceError, PolicyMaps, Target, carry_out};
 use crate::report::event_log::Event;
 use crate::time::Timestamp;
 
@@ -40,7 +40,7 @@ impl<P: PolicyMaps> Core<P> {
             if self.takes_over(&block) {
                 taken_over += 1;
             } else {
-                self.maps.unblock(block.target)?;
+                self.maps.remove(&block.name())?;
             }
         }
         if taken_over > 0 {
@@ -54,12 +54,13 @@ impl<P: PolicyMaps> Core<P> {
         if block.count_only {
             return false;
         }
+        let Target::Network(target) = block.target else { return true };
         if block.origin == Origin::Configured {
             // Those still listed are decided anew in a moment, in the place of these.
-            return self.is_configured(block.target);
+            return self.is_configured(target);
         }
         let now = self.now();
-        let decision = recovered(block.target, block.rule_id, block.remaining, block.origin, now);
+        let decision = recovered(target, block.rule_id, block.remaining, block.origin, now);
         match self.pipeline.restore(decision, now) {
             Ok(()) => true,
             Err(refusal) => {

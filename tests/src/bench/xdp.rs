@@ -6,6 +6,7 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
 use aya::{TestRun as _, TestRunOptions};
+use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use portcullis::enforce::PolicyMaps as _;
@@ -76,14 +77,14 @@ pub fn run(effort: Effort) -> Result<Report> {
 }
 
 fn kernel_with_blocks() -> Result<Kernel> {
-    let mut kernel = Kernel::with(|config| config.kernel.max_blocks = capacity::DENY)?;
+    let mut kernel = Kernel::with(|config| config.kernel.max_blocks = capacity::BLOCKS)?;
     let policy = &mut kernel.loaded.policy;
     policy.set_failsafe(&[22], &[68, 546])?;
     policy.set_allowed(&["192.0.2.0/24".parse()?, "2001:db8:ffff::/48".parse()?])?;
-    policy.block(DENIED.into(), BLOCK)?;
+    policy.block(IpNet::from(DENIED), BLOCK)?;
     for number in 0..BLOCKS {
         let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + number);
-        policy.block(IpAddr::V4(address).into(), BLOCK)?;
+        policy.block(IpNet::from(IpAddr::V4(address)), BLOCK)?;
     }
     for (source, expected) in [(OTHER, Reason::PassNoMatch), (DENIED, Reason::DropDenied)] {
         let (_, reason) = kernel.judge(Hook::Xdp, &Frame::from(source).bytes())?;

@@ -12,7 +12,7 @@ use aya::{TestRun as _, TestRunOptions};
 use ipnet::IpNet;
 use portcullis::config::Config;
 use portcullis::decision::Origin;
-use portcullis::enforce::{Block, NewBlock, PolicyMaps as _};
+use portcullis::enforce::{Block, Effect, NewBlock, PolicyMaps as _, Target};
 use portcullis::kernel::{self, Loaded};
 use portcullis_common::event::{FirstDrop, kind};
 use portcullis_common::names::program;
@@ -38,10 +38,7 @@ pub enum Verdict {
 
 impl Verdict {
     pub fn of(reason: Reason) -> Self {
-        match reason {
-            Reason::DropDenied => Self::Drop,
-            _ => Self::Pass,
-        }
+        if reason.drops() { Self::Drop } else { Self::Pass }
     }
 }
 
@@ -197,7 +194,7 @@ impl Kernel {
 
     /// The block of `target`, which must be in force.
     pub fn entry(&self, target: &str) -> Result<Block> {
-        let target = net(target);
+        let target = Target::from(net(target));
         let blocks = self.loaded.policy.blocks()?;
         blocks
             .into_iter()
@@ -240,8 +237,14 @@ impl Hook {
     }
 }
 
-pub const BLOCK: NewBlock =
-    NewBlock { ttl: None, rule_id: 7, origin: Origin::Operator, count_only: false };
+pub const BLOCK: NewBlock = NewBlock {
+    ttl: None,
+    rule_id: 7,
+    origin: Origin::Operator,
+    effect: Effect::Drop,
+    count_only: false,
+    service: None,
+};
 
 /// An address or a network.
 ///
@@ -259,7 +262,7 @@ fn first_drop(record: &[u8]) -> Option<FirstDrop> {
     let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
     let event = FirstDrop {
         kind: word(0)?,
-        prefix_len: word(4)?,
+        reserved: word(4)?,
         time_ns: long(8)?,
         rule_id: long(16)?,
         addr: Addr(record.get(24..40)?.try_into().ok()?),

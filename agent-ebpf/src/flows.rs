@@ -1,0 +1,40 @@
+//! The gate in front of the rules of flows and of TLS fingerprints.
+
+use portcullis_common::{
+    gate::{self, Bit},
+    settings::{Settings, feature},
+};
+
+use crate::{atomic, headers::Packet, maps::PC_FLOW_GATE};
+
+/// Whether the packet's flow may have rules, by the gate.
+#[inline(always)]
+pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
+    if settings.features & feature::FLOW_RULES == 0 || !packet.port.is_known() {
+        return false;
+    }
+    let (word, mask) = gate_bit(packet.flow_hash(settings.seed), settings);
+    let second = word.wrapping_add(settings.flow_gate_words);
+    // A gate that can't be read is open.
+    [word, second]
+        .into_iter()
+        .any(|word| PC_FLOW_GATE.get(word).is_none_or(|bits| bits & mask != 0))
+}
+
+/// Lets the packets of the flow through the gate, to where its rules are.
+#[inline(always)]
+pub fn open_gate(packet: &Packet, settings: &Settings) {
+    let (word, mask) = gate_bit(packet.flow_hash(settings.seed), settings);
+    for word in [word, word.wrapping_add(settings.flow_gate_words)] {
+        if let Some(word) = PC_FLOW_GATE.get_ptr_mut(word) {
+            // SAFETY: an aligned u64 of the map.
+            unsafe { atomic::or(word, mask) };
+        }
+    }
+}
+
+#[inline(always)]
+fn gate_bit(hash: u64, settings: &Settings) -> (u32, u64) {
+    let Bit { word, mask } = gate::flow_bit(hash, settings.flow_gate_words);
+    (word, mask)
+}

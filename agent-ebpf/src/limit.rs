@@ -1,0 +1,153 @@
+//! Rate limits: the generic cell rate algorithm (ITU-T I.371, annex A), exact under contention
+//! because the arrival time is advanced by compare-and-exchange.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use portcullis_common::{
+    gate,
+    net::flow_hash,
+    policy::{BUCKETS_OF_SET, COST_SHIFT, unit},
+};
+
+use crate::{
+    atomic,
+    maps::{PC_BUCKETS, PC_LIMITS},
+    policy::Judged,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Within,
+    Exceeded,
+    /// All buckets of the client's set are other clients' who are using them.
+    NoRoom,
+}
+
+/// Tries of one packet to advance an arrival time. Each that fails is another packet's success, so
+/// running out of them takes as many CPUs at once; the packet then counts as too much.
+const TRIES: u32 = 16;
+
+/// Takes what `packet` needs from the limit at `index`, of the rule at `rule`.
+#[inline(always)]
+pub fn take(index: u32, rule: u32, packet: &Judged<'_>) -> Taken {
+    let Some(limit) = PC_LIMITS.get_ptr_mut(index) else { return Taken::Within };
+    // SAFETY: a pointer into a map value stays valid while the program runs, and only userspace
+    // writes these fields.
+    let (cost, tolerance_ns, counted, client_prefix) =
+        unsafe { ((*limit).cost, (*limit).tolerance_ns, (*limit).unit, (*limit).client_prefix) };
+    let cost_ns = match counted {
+        unit::BYTES => cost.wrapping_mul(packet.len) >> COST_SHIFT,
+        unit::CONNECTIONS if !packet.packet.tcp.opens() => return Taken::Within,
+        _ => cost >> COST_SHIFT,
+    };
+    // SAFETY: the helper takes no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let request = Request { now, cost_ns, tolerance_ns };
+    let taken = if client_prefix == 0 {
+        // SAFETY: an aligned u64 of the map value.
+        request.take_from(unsafe { &raw mut (*limit).arrival_ns })
+    } else {
+        request.take_of_client(client(client_prefix, rule, packet), packet)
+    };
+    match taken {
+        Taken::Within => {}
+        // SAFETY: as above.
+        Taken::Exceeded => unsafe { atomic::add(&raw mut (*limit).exceeded, 1) },
+        // SAFETY: as above.
+        Taken::NoRoom => unsafe { atomic::add(&raw mut (*limit).no_room, 1) },
+    }
+    taken
+}
+
+/// Seeded hash of the rule and of the part of the source that is one client.
+#[inline(always)]
+fn client(client_prefix: u32, rule: u32, packet: &Judged<'_>) -> u64 {
+    let source = packet.packet.source;
+    let len = if source.is_v4() {
+        96 + ((client_prefix & 0xff) - 1).min(32)
+    } else {
+        ((client_prefix >> 8 & 0xff) - 1).min(128)
+    };
+    let prefix = gate::masked(source.halves(), len);
+    flow_hash(prefix, [0, 0], u64::from(rule), packet.settings.seed)
+}
+
+/// What one packet asks of a bucket.
+#[derive(Clone, Copy)]
+struct Request {
+    now: u64,
+    cost_ns: u64,
+    tolerance_ns: u64,
+}
+
+impl Request {
+    /// The arrival time after this packet, if it may come now.
+    #[inline(always)]
+    fn advance(self, arrival: u64) -> Option<u64> {
+        let next = arrival.max(self.now).wrapping_add(self.cost_ns);
+        // Compared by differences: an arrival time may lie before now by any time.
+        (next.wrapping_sub(self.now) <= self.tolerance_ns.wrapping_add(self.cost_ns))
+            .then_some(next)
+    }
+
+    #[inline(always)]
+    fn take_from(self, arrival_ns: *mut u64) -> Taken {
+        // SAFETY: the caller's pointer is to an aligned u64 in a map value.
+        let mut arrival = unsafe { arrival_ns.read_volatile() };
+        for _ in 0..TRIES {
+            let Some(next) = self.advance(arrival) else { return Taken::Exceeded };
+            // SAFETY: as above.
+            let seen = unsafe { atomic::exchange_if(arrival_ns, arrival, next) };
+            if seen == arrival {
+                return Taken::Within;
+            }
+            arrival = seen;
+        }
+        Taken::Exceeded
+    }
+
+    /// Takes from the bucket of `client`: the one it has, else the last of its set whose
+    /// time has passed. A client that is at its limit has a time yet to come, so that no number of
+    /// others can put it out of the table.
+    #[inline(always)]
+    fn take_of_client(self, client: u64, packet: &Judged<'_>) -> Taken {
+        let set = (client >> 32) as u32 & packet.settings.bucket_sets.wrapping_sub(1);
+        let Some(set) = PC_BUCKETS.get_ptr_mut(set) else { return Taken::Within };
+        let (mut own, mut free) = (NOWHERE, NOWHERE);
+        for slot in 0..BUCKETS_OF_SET {
+            // SAFETY: a slot of the map value.
+            let (holder, arrival) = unsafe {
+                let bucket = &raw const (*set).slots[slot];
+                (
+                    (&raw const (*bucket).client).read_volatile(),
+                    (&raw const (*bucket).arrival_ns).read_volatile(),
+                )
+            };
+            own = select(holder == client, slot, own, packet);
+            free = select(arrival <= self.now, slot, free, packet);
+        }
+        if own != NOWHERE {
+            // SAFETY: a slot of the map value, as the mask says.
+            return self.take_from(unsafe {
+                &raw mut (*set).slots[own & (BUCKETS_OF_SET - 1)].arrival_ns
+            });
+        }
+        if free == NOWHERE {
+            return Taken::NoRoom;
+        }
+        // SAFETY: as above.
+        let bucket = unsafe { &raw mut (*set).slots[free & (BUCKETS_OF_SET - 1)] };
+        // SAFETY: an aligned u64 of the map value.
+        let taken = self.take_from(unsafe { &raw mut (*bucket).arrival_ns });
+        // SAFETY: as above.
+        unsafe { (&raw mut (*bucket).client).write_volatile(client) };
+        taken
+    }
+}
+
+const NOWHERE: usize = BUCKETS_OF_SET;
+
+/// `yes` or `no`, which the verifier does not know.
+#[inline(always)]
+fn select(which: bool, yes: usize, no: usize, packet: &Judged<'_>) -> usize {
+    packet.opaque(if which { yes } else { no } as u32) as usize
+}

@@ -1,0 +1,248 @@
+//! From subjects to their rules: the maps that the kernel looks a packet up in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapError;
+use ipnet::IpNet;
+use portcullis_common::gate;
+use portcullis_common::net::{FlowInfo, FlowKey, TCP, UDP};
+use portcullis_common::policy::{ConjunctionKey, FingerprintRules, NO_RULE, PrefixRules};
+use portcullis_common::settings::{Settings, feature};
+
+use super::addresses::{addr, network_of, prefix_key};
+use super::prefixes::{Prefixes, family_and_length, lengths_of};
+use super::shared::Shared;
+use super::table::{Table, is_full};
+use crate::enforce::{EnforceError, Flow, Target};
+
+/// A JA4 as the kernel's map keeps it, with zeros behind.
+pub(super) type Name = [[u8; 8]; 5];
+
+pub(super) struct Subjects {
+    pub prefixes: Prefixes,
+    pub flow_rules: Table<FlowKey, u32>,
+    pub fingerprints: Table<u64, FingerprintRules>,
+    pub conjunctions: Table<ConjunctionKey, u32>,
+    /// The JA4 of each fingerprint that has been seen.
+    pub known: Table<u64, Name>,
+    pub flows: Table<FlowKey, FlowInfo>,
+    pub flow_gate: Shared<u64>,
+    /// `known`, the other way round.
+    pub keys: HashMap<Arc<str>, Vec<u64>>,
+}
+
+impl Subjects {
+    /// Lets the chain of rules that begins at `head` hold for `target`; [`NO_RULE`] for none.
+    pub fn set(
+        &mut self,
+        target: &Target,
+        head: u32,
+        settings: &Shared<Settings>,
+    ) -> Result<(), EnforceError> {
+        match target {
+            Target::Network(net) => {
+                let key = prefix_key(*net);
+                let listed = self.prefixes.get(&key).map_err(refused("prefixes"))?.listed;
+                let rules = PrefixRules { own: head, listed };
+                self.prefixes.set(key, rules, settings).map_err(refused("prefixes"))
+            }
+            Target::Fingerprint(ja4) => {
+                for fingerprint in self.keys_of(ja4) {
+                    let mut rules = self.rules_of(fingerprint)?;
+                    rules.own = head;
+                    self.set_fingerprint(fingerprint, rules, settings)?;
+                }
+                Ok(())
+            }
+            Target::Conjunction(net, ja4) => {
+                for fingerprint in self.keys_of(ja4) {
+                    self.set_conjunction(*net, fingerprint, head, settings)?;
+                }
+                Ok(())
+            }
+            Target::Flow(flow) => {
+                let key = flow_key(flow);
+                if head == NO_RULE {
+                    self.flow_rules.remove(&key).map_err(refused("rules of flows"))?;
+                } else {
+                    open_flow_gate(&self.flow_gate, &key, &settings.get(0));
+                    self.flow_rules.insert(key, head).map_err(refused("rules of flows"))?;
+                    settings.update(0, |settings| settings.features |= feature::FLOW_RULES);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub fn keys_of(&self, ja4: &str) -> Vec<u64> {
+        self.keys.get(ja4).cloned().unwrap_or_default()
+    }
+
+    fn rules_of(&self, fingerprint: u64) -> Result<FingerprintRules, EnforceError> {
+        let rules = self.fingerprints.get(&fingerprint).map_err(refused("fingerprints"))?;
+        Ok(rules.unwrap_or_default())
+    }
+
+    fn set_conjunction(
+        &mut self,
+        net: IpNet,
+        fingerprint: u64,
+        head: u32,
+        settings: &Shared<Settings>,
+    ) -> Result<(), EnforceError> {
+        let prefix = prefix_key(net);
+        let key = ConjunctionKey {
+            fingerprint,
+            addr: prefix.addr,
+            prefix_len: prefix.prefix_len,
+            reserved: 0,
+        };
+        if head == NO_RULE {
+            self.conjunctions.remove(&key).map_err(refused("conjunctions"))?;
+        } else {
+            self.conjunctions.insert(key, head).map_err(refused("conjunctions"))?;
+        }
+        let mut rules = self.rules_of(fingerprint)?;
+        let mut all: Vec<_> = self.lengths_with(fingerprint)?;
+        all.dedup();
+        rules.lengths = lengths_of(all);
+        self.set_fingerprint(fingerprint, rules, settings)
+    }
+
+    /// The lengths of the prefixes that have conjunctions with `fingerprint`.
+    fn lengths_with(&self, fingerprint: u64) -> Result<Vec<(bool, u32)>, EnforceError> {
+        let all = self.conjunctions.entries()?;
+        let of_it = all.iter().filter(|(key, _)| key.fingerprint == fingerprint);
+        let lengths = of_it.map(|(key, _)| {
+            family_and_length(&portcullis_common::policy::PrefixKey {
+                addr: key.addr,
+                prefix_len: key.prefix_len,
+            })
+        });
+        Ok(lengths.collect())
+    }
+
+    /// Flows that have the fingerprint already come under its rules too.
+    fn set_fingerprint(
+        &mut self,
+        fingerprint: u64,
+        rules: FingerprintRules,
+        settings: &Shared<Settings>,
+    ) -> Result<(), EnforceError> {
+        if rules == FingerprintRules::default() {
+            self.fingerprints.remove(&fingerprint).map_err(refused("fingerprints"))?;
+            return Ok(());
+        }
+        let is_new = self.rules_of(fingerprint)? == FingerprintRules::default();
+        self.fingerprints.insert(fingerprint, rules).map_err(refused("fingerprints"))?;
+        if is_new {
+            settings.update(0, |settings| {
+                settings.features |= feature::FLOW_RULES | feature::FINGERPRINT_RULES;
+            });
+            let now = settings.get(0);
+            for (flow, info) in self.flows.entries()? {
+                if info.fingerprint == fingerprint {
+                    open_flow_gate(&self.flow_gate, &flow, &now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers the JA4 of a fingerprint; whether that is news.
+    pub fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {
+        if self.keys.get(ja4).is_some_and(|keys| keys.contains(&fingerprint)) {
+            return Ok(false);
+        }
+        self.known.insert(fingerprint, name(ja4)).map_err(refused("fingerprints seen"))?;
+        self.keys.entry(ja4.into()).or_default().push(fingerprint);
+        Ok(true)
+    }
+
+    /// Turns features off that no rule needs, and makes the gate of flows anew, of one generation:
+    /// the other lets pass what this one misses meanwhile.
+    pub fn tidy(&self, generation: u32, settings: &Shared<Settings>) -> Result<()> {
+        let fingerprints = self.fingerprints.entries()?;
+        let flow_rules = self.flow_rules.entries()?;
+        let mut features = 0;
+        if !fingerprints.is_empty() {
+            features |= feature::FLOW_RULES | feature::FINGERPRINT_RULES;
+        }
+        if !flow_rules.is_empty() {
+            features |= feature::FLOW_RULES;
+        }
+        let turned_off = (feature::FLOW_RULES | feature::FINGERPRINT_RULES) & !features;
+        settings.update(0, |settings| settings.features &= !turned_off);
+        let now = settings.get(0);
+        let words = now.flow_gate_words;
+        let generation = generation & 1;
+        (generation * words..(generation + 1) * words).for_each(|at| self.flow_gate.set(at, 0));
+        for (flow, _) in &flow_rules {
+            open_flow_gate(&self.flow_gate, flow, &now);
+        }
+        if !fingerprints.is_empty() {
+            let named = |info: &FlowInfo| fingerprints.iter().any(|(f, _)| *f == info.fingerprint);
+            let flows = self.flows.entries().context("can't read the flows")?;
+            for (flow, _) in flows.iter().filter(|(_, info)| named(info)) {
+                open_flow_gate(&self.flow_gate, flow, &now);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_flow_gate(gate: &Shared<u64>, flow: &FlowKey, settings: &Settings) {
+    let words = settings.flow_gate_words;
+    let bit = gate::flow_bit(flow.hash(settings.seed), words);
+    gate.set_bits(bit.word, bit.mask);
+    gate.set_bits(words + bit.word, bit.mask);
+}
+
+pub(super) fn flow_key(flow: &Flow) -> FlowKey {
+    FlowKey {
+        local: addr(flow.server.ip()),
+        remote: addr(flow.client.ip()),
+        local_port: flow.server.port(),
+        remote_port: flow.client.port(),
+        protocol: if flow.is_udp { UDP } else { TCP },
+    }
+}
+
+pub(super) fn flow_of(key: &FlowKey) -> Flow {
+    let (server, client) = super::addresses::flow_addresses(key);
+    Flow { client, server, is_udp: key.protocol == UDP }
+}
+
+pub(super) fn name(ja4: &str) -> Name {
+    let mut name = Name::default();
+    for (to, from) in name.as_flattened_mut().iter_mut().zip(ja4.bytes()) {
+        *to = from;
+    }
+    name
+}
+
+pub(super) fn ja4_of(name: &Name) -> Option<Arc<str>> {
+    let name = name.as_flattened();
+    let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    std::str::from_utf8(&name[..len]).ok().filter(|ja4| !ja4.is_empty()).map(Arc::from)
+}
+
+/// The target of a conjunction's key, by the JA4 of its fingerprint.
+pub(super) fn conjunction_of(key: &ConjunctionKey, ja4: Arc<str>) -> Option<Target> {
+    Some(Target::Conjunction(network_of(key.addr, key.prefix_len)?, ja4))
+}
+
+/// What the caller is told when a map of `what` does not take an element.
+fn refused(what: &'static str) -> impl FnOnce(MapError) -> EnforceError {
+    move |error| {
+        if is_full(&error) {
+            EnforceError::NoRoom { what }
+        } else {
+            EnforceError::Kernel(
+                anyhow::Error::new(error).context(format!("can't write to the table of {what}")),
+            )
+        }
+    }
+}

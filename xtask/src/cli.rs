@@ -71,14 +71,23 @@ enum Command {
         after_help = "Example:\n  sudo -E cargo xtask bench\n  sudo -E cargo xtask bench xdp --json"
     )]
     Bench(BenchArgs),
-    /// Run fuzz targets with nightly Rust
-    #[command(after_help = "Example:\n  cargo xtask fuzz http --seconds 30")]
+    /// Run fuzz targets
+    #[command(
+        long_about = "Run fuzz targets: those of tests/fuzz, which need nightly Rust, and \"policy\", \
+            which needs root: ten million frames or more through the packet programs, compared \
+            with a plain reference of the policy.",
+        after_help = "Example:\n  cargo xtask fuzz http1 --seconds 30\n  \
+            sudo -E cargo xtask fuzz policy --seconds 600"
+    )]
     Fuzz {
         /// One target; all of them, one after the other, when left out
         target: Option<String>,
         /// How long each target runs
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
+        /// Seed of the policy's frames, as an earlier run has said it
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
     },
 }
 
@@ -121,7 +130,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Demo(args) => lab::demo(&args.to_args()),
         Command::Bench(args) => lab::bench(&args.to_args()),
-        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Fuzz { target, seconds, seed } => {
+            fuzz::run(&fuzz::Plan { target: target.as_deref(), seconds, seed })
+        }
     }
 }
 

@@ -32,7 +32,8 @@ const fn suite(name: &'static str, threads: u8) -> Suite {
 }
 
 /// What the kernel has a part in besides capture, and short enough for an emulated processor.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
+    suite("verifier", 1),
     suite("policy_verdicts", 2),
     suite("policy_maps", 2),
     suite("policy_headers", 2),

@@ -134,6 +134,37 @@ fn seeds_and_regressions_hold() -> Result<()> {
     Ok(())
 }
 
+/// The comparison itself: it finds a verdict that differs, and a reason that differs where the
+/// verdict does not, and keeps the very frame.
+#[test]
+fn a_wrong_reference_is_found_out() -> Result<()> {
+    let wrong: [fn(Reason) -> Reason; 2] = [
+        |reason| if reason == Reason::DropDenied { Reason::PassNoMatch } else { reason },
+        |reason| if reason == Reason::PassExpired { Reason::PassNoMatch } else { reason },
+    ];
+    let policy = policy();
+    for wrong in wrong {
+        let kernel = kernel_with(&policy)?;
+        let dir = tempfile::tempdir()?;
+        let mut frames = frames(&policy, Hook::Xdp, 1);
+        let mut comparison =
+            Comparison::new(Hook::Xdp, &kernel, |frame| wrong(policy.judge(frame)))
+                .keeping_in(dir.path().to_owned());
+        let result = (0..FRAMES).try_for_each(|_| {
+            let frame = frames.next_frame();
+            comparison.show(&frame, None).map(drop)
+        });
+        result.and_then(|()| comparison.check()).err().context("nothing was found")?;
+        let kept = frames_in(dir.path())?;
+        ensure!(kept.len() == 1, "{} frames were kept", kept.len());
+        for frame in kept.values() {
+            let right = policy.judge(frame);
+            ensure!(wrong(right) != right, "a frame of {right:?} was kept");
+        }
+    }
+    Ok(())
+}
+
 /// How long `cargo xtask fuzz policy` goes on, and what with.
 struct Plan {
     seed: u64,

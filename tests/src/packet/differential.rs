@@ -46,13 +46,21 @@ pub struct Comparison<'a, R> {
     expected: [(u64, u64); Reason::ALL.len()],
     batch: Vec<Case>,
     frames: u64,
+    kept_in: PathBuf,
 }
 
 impl<'a, R: FnMut(&[u8]) -> Reason> Comparison<'a, R> {
     /// The kernel must have judged nothing yet, and `reference` have its policy.
     pub fn new(hook: Hook, kernel: &'a Kernel, reference: R) -> Self {
         let expected = [(0, 0); Reason::ALL.len()];
-        Self { hook, kernel, reference, expected, batch: Vec::with_capacity(BATCH), frames: 0 }
+        let batch = Vec::with_capacity(BATCH);
+        Self { hook, kernel, reference, expected, batch, frames: 0, kept_in: regressions() }
+    }
+
+    /// Writes a frame that makes a difference there, not among the regressions.
+    pub fn keeping_in(mut self, dir: PathBuf) -> Self {
+        self.kept_in = dir;
+        self
     }
 
     /// Frames that both have judged.
@@ -129,7 +137,7 @@ impl<'a, R: FnMut(&[u8]) -> Reason> Comparison<'a, R> {
 
     fn difference(&self, case: &Case, found: &str) -> anyhow::Error {
         let Case { frame, linear, expected } = case;
-        let kept = keep(self.hook, frame)
+        let kept = keep(&self.kept_in, self.hook, frame)
             .map_or_else(|error| format!("not kept: {error:#}"), |path| path.display().to_string());
         anyhow::anyhow!(
             "{:?}, frame {} ({kept}), first {linear:?} bytes in place: expected {expected:?}, but \
@@ -207,8 +215,8 @@ pub fn frames_in(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(frames)
 }
 
-/// Writes the frame among the regressions.
-fn keep(hook: Hook, frame: &[u8]) -> Result<PathBuf> {
+/// Writes the frame into `dir`.
+fn keep(dir: &Path, hook: Hook, frame: &[u8]) -> Result<PathBuf> {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
     frame.hash(&mut hasher);
@@ -216,8 +224,8 @@ fn keep(hook: Hook, frame: &[u8]) -> Result<PathBuf> {
         Hook::Xdp => "xdp",
         Hook::Tc => "tc",
     };
-    fs::create_dir_all(regressions())?;
-    let path = regressions().join(format!("{hook}-{:016x}", hasher.finish()));
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("{hook}-{:016x}", hasher.finish()));
     fs::write(&path, frame)?;
     Ok(path)
 }

@@ -3,6 +3,8 @@
 stty -F /dev/ttyS1 raw
 exec </dev/null >/dev/ttyS1 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+# The processor is an emulated one.
+export PORTCULLIS_TEST_SLOWNESS=5
 
 mkdir -p "/lib/modules/$(uname -r)"
 mount --bind @MODULES@/"$(uname -r)" "/lib/modules/$(uname -r)"

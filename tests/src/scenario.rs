@@ -12,6 +12,7 @@ use crate::client::{Client, Connection, Request};
 use crate::netns::{Host, Lab};
 use crate::nginx::{Nginx, Options};
 use crate::shop::{PASSWORD, Shop, USER};
+use crate::wait;
 
 /// How long tests wait for what should happen at once.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -103,7 +104,7 @@ impl Scene {
     /// A connection over IPv4, to be kept until nothing is answered on it.
     pub fn connect(&self, host: &Host) -> anyhow::Result<Connection> {
         let server = self.server(Family::V4);
-        let client = self.client.clone().timeout(ANSWER);
+        let client = self.client.clone().timeout(ANSWER * wait::slowness());
         host.run(|| client.connect(server))
     }
 }
@@ -125,7 +126,7 @@ pub fn guess(
     most: u32,
     dress: impl Fn(Request) -> Request + Send + Sync,
 ) -> anyhow::Result<Guesses> {
-    let client = client.clone().timeout(ANSWER);
+    let client = client.clone().timeout(ANSWER * wait::slowness());
     host.run(|| {
         let mut connection = client.connect(server)?;
         for answered in 0..most {
@@ -155,7 +156,7 @@ pub fn is_cut_off(host: &Host, server: SocketAddr) -> bool {
 
 /// The same in the namespace of this thread.
 fn is_silent(server: SocketAddr) -> bool {
-    let connected = TcpStream::connect_timeout(&server, HANDSHAKE);
+    let connected = TcpStream::connect_timeout(&server, HANDSHAKE * wait::slowness());
     connected.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 

@@ -7,8 +7,15 @@ use anyhow::bail;
 
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Asks `condition` until it yields a value, at most for `limit`. `what` completes the sentence
-/// "waited … for".
+/// How many times slower this machine is than those that the tests' limits are made for: 1, or
+/// what `PORTCULLIS_TEST_SLOWNESS` says, as on an emulated processor.
+pub fn slowness() -> u32 {
+    let slowness = std::env::var("PORTCULLIS_TEST_SLOWNESS").ok();
+    slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Asks `condition` until it yields a value, at most for `limit` by [`slowness`]. `what` completes
+/// the sentence "waited … for".
 ///
 /// # Errors
 /// When the time is over, or at once with the first error of `condition`.
@@ -18,6 +25,7 @@ pub fn until<T>(
     mut condition: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
     let begin = Instant::now();
+    let limit = limit * slowness();
     loop {
         if let Some(value) = condition()? {
             return Ok(value);

@@ -1,13 +1,16 @@
 //! The programs and the plain reference of the policy, side by side on frames made at random.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use portcullis::enforce::{NewBlock, PolicyMaps as _};
 use portcullis_common::policy::Reason;
-use portcullis_tests::packet::frame::ethertype;
-use portcullis_tests::packet::harness::{BLOCK, Hook, Input, Kernel, Verdict, net};
+use portcullis_tests::packet::differential::{
+    Comparison, Mixture, frames_in, max_len, regressions, seeds,
+};
+use portcullis_tests::packet::harness::{BLOCK, Hook, Kernel, net};
 use portcullis_tests::packet::random::Frames;
 use portcullis_tests::packet::reference::{Policy, Rule};
 
@@ -68,52 +71,26 @@ fn kernel_with(policy: &Policy) -> Result<Kernel> {
     Ok(kernel)
 }
 
-/// The kernel itself refuses a frame on its way to a TC test run when it is said to hold an IP
-/// header and does not.
-fn tc_can_run(frame: &[u8]) -> bool {
-    let header = match u16::from_be_bytes([frame[12], frame[13]]) {
-        ethertype::IPV4 => 20,
-        ethertype::IPV6 => 40,
-        _ => 1,
-    };
-    frame.len() >= 14 + header
+fn frames(policy: &Policy, hook: Hook, seed: u64) -> Frames {
+    let sources = policy.denied.iter().map(|(net, _)| net.addr());
+    let more = MORE_SOURCES.iter().map(|text| net(text).addr());
+    let ports = [FAILSAFE_TCP.as_slice(), &FAILSAFE_UDP, &[80]].concat();
+    Frames::new(seed, sources.chain(more).collect(), ports, max_len(hook))
 }
 
 /// Compares on `FRAMES` frames; returns how many of them had each reason.
 fn compare(hook: Hook, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
     let policy = policy();
     let kernel = kernel_with(&policy)?;
-    let sources = policy.denied.iter().map(|(net, _)| net.addr());
-    let more = MORE_SOURCES.iter().map(|text| net(text).addr());
-    let ports = [FAILSAFE_TCP.as_slice(), &FAILSAFE_UDP, &[80]].concat();
-    // What the kernel takes for a test run: XDP frames of many pages, TC frames of one.
-    let max_len = if hook == Hook::Xdp { 20_000 } else { 3_500 };
-    let mut frames = Frames::new(seed, sources.chain(more).collect(), ports, max_len);
-
-    let mut tally = BTreeMap::new();
-    for number in 0..FRAMES {
+    let mut frames = frames(&policy, hook, seed);
+    let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+    for _ in 0..FRAMES {
         let frame = frames.next_frame();
-        let linear = frames.linear(frame.len()).filter(|_| hook == Hook::Xdp);
-        if hook == Hook::Tc && !tc_can_run(&frame) {
-            continue;
-        }
-        let expected = policy.judge(&frame);
-        let count = tally.entry(expected.name()).or_insert(0);
-        *count += 1;
-        let context = || {
-            let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{hook:?}, seed {seed}, frame {number}, first {linear:?} bytes in place: {hex}")
-        };
-        let input = Input { linear, ..(&frame).into() };
-        let (verdict, _) = kernel.run(hook, input).with_context(context)?;
-        assert_eq!(verdict, Verdict::of(expected), "expected {expected:?} of {}", context());
-        let counted = kernel.loaded.reasons.get(expected)?.packets;
-        assert_eq!(counted, *count, "not counted as {expected:?}: {}", context());
+        let linear = frames.linear(frame.len());
+        comparison.show(&frame, linear).with_context(|| format!("seed {seed}"))?;
     }
-    for count in kernel.loaded.reasons.all()? {
-        assert_eq!(count.packets, tally.get(count.name).copied().unwrap_or(0), "{}", count.name);
-    }
-    Ok(tally)
+    comparison.check()?;
+    Ok(comparison.tally())
 }
 
 fn has_all_reasons(tally: &BTreeMap<&str, u64>) {
@@ -132,5 +109,176 @@ fn xdp_agrees_with_the_reference() -> Result<()> {
 #[test]
 fn tc_agrees_with_the_reference() -> Result<()> {
     has_all_reasons(&compare(Hook::Tc, 0x7563_6c6c_6973)?);
+    Ok(())
+}
+
+/// Frames that were judged wrongly once, and those that fuzzing begins with, whatever part of them
+/// can be read in place.
+#[test]
+fn seeds_and_regressions_hold() -> Result<()> {
+    let policy = policy();
+    let mut inputs = frames_in(&regressions())?;
+    inputs.extend(frames_in(&seeds())?);
+    ensure!(inputs.len() >= 8, "{} inputs", inputs.len());
+    for hook in Hook::ALL {
+        let kernel = kernel_with(&policy)?;
+        let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+        for (path, frame) in &inputs {
+            let linear = (0..=frame.len().min(128)).map(Some);
+            for linear in std::iter::once(None).chain(linear) {
+                comparison.show(frame, linear).with_context(|| path.display().to_string())?;
+            }
+            comparison.check().with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// The comparison itself: it finds a verdict that differs, and a reason that differs where the
+/// verdict does not, and keeps the very frame.
+#[test]
+fn a_wrong_reference_is_found_out() -> Result<()> {
+    let wrong: [fn(Reason) -> Reason; 2] = [
+        |reason| if reason == Reason::DropDenied { Reason::PassNoMatch } else { reason },
+        |reason| if reason == Reason::PassExpired { Reason::PassNoMatch } else { reason },
+    ];
+    let policy = policy();
+    for wrong in wrong {
+        let kernel = kernel_with(&policy)?;
+        let dir = tempfile::tempdir()?;
+        let mut frames = frames(&policy, Hook::Xdp, 1);
+        let mut comparison =
+            Comparison::new(Hook::Xdp, &kernel, |frame| wrong(policy.judge(frame)))
+                .keeping_in(dir.path().to_owned());
+        let result = (0..FRAMES).try_for_each(|_| {
+            let frame = frames.next_frame();
+            comparison.show(&frame, None).map(drop)
+        });
+        result.and_then(|()| comparison.check()).err().context("nothing was found")?;
+        let kept = frames_in(dir.path())?;
+        ensure!(kept.len() == 1, "{} frames were kept", kept.len());
+        for frame in kept.values() {
+            let right = policy.judge(frame);
+            ensure!(wrong(right) != right, "a frame of {right:?} was kept");
+        }
+    }
+    Ok(())
+}
+
+/// How long `cargo xtask fuzz policy` goes on, and what with.
+struct Plan {
+    seed: u64,
+    /// Judged by all threads together, at least.
+    frames: u64,
+    duration: Duration,
+}
+
+impl Plan {
+    fn from_environment() -> Result<Self> {
+        let number = |name: &str| -> Result<u64> {
+            let text = std::env::var(name).with_context(|| format!("{name} is not set"))?;
+            text.parse().with_context(|| format!("{name} is {text:?}"))
+        };
+        Ok(Self {
+            seed: number("PORTCULLIS_FUZZ_SEED")?,
+            frames: number("PORTCULLIS_FUZZ_FRAMES")?,
+            duration: Duration::from_secs(number("PORTCULLIS_FUZZ_SECONDS")?),
+        })
+    }
+}
+
+/// What the threads of a long run share.
+struct Progress {
+    begin: Instant,
+    frames: AtomicU64,
+    is_over: AtomicBool,
+}
+
+impl Progress {
+    /// Adds up, and says now and then how it goes.
+    fn add(&self, frames: u64, plan: &Plan) {
+        const SHOWN_EVERY: u64 = 2_000_000;
+        let before = self.frames.fetch_add(frames, Ordering::Relaxed);
+        let total = before + frames;
+        let elapsed = self.begin.elapsed();
+        if before / SHOWN_EVERY != total / SHOWN_EVERY {
+            println!("{total} frames, {:.0} a second", total as f64 / elapsed.as_secs_f64());
+        }
+        if total >= plan.frames && elapsed >= plan.duration {
+            self.is_over.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One thread's part, which its seed alone decides; how many frames had each reason.
+fn fuzz(
+    hook: Hook,
+    seed: u64,
+    plan: &Plan,
+    progress: &Progress,
+) -> Result<BTreeMap<&'static str, u64>> {
+    const STEP: u64 = 10_000;
+    let policy = policy();
+    let kernel = kernel_with(&policy)?;
+    let mut mixture = Mixture::new(frames(&policy, hook, seed), seed);
+    let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+    for frame in frames_in(&seeds())?.values().chain(frames_in(&regressions())?.values()) {
+        if let Some(reason) = comparison.show(frame, None)? {
+            mixture.met(frame, reason);
+        }
+    }
+    while !progress.is_over.load(Ordering::Relaxed) {
+        let before = comparison.frames();
+        for number in 0..STEP {
+            let (frame, linear) = mixture.next_frame(number);
+            let shown = comparison.show(&frame, linear).with_context(|| format!("seed {seed}"))?;
+            if let Some(reason) = shown {
+                mixture.met(&frame, reason);
+            }
+        }
+        progress.add(comparison.frames() - before, plan);
+    }
+    comparison.check()?;
+    println!(
+        "{hook:?}, seed {seed}: {} frames, {} kept",
+        comparison.frames(),
+        mixture.corpus_len()
+    );
+    Ok(comparison.tally())
+}
+
+#[test]
+#[ignore = "takes minutes: `cargo xtask fuzz policy` runs it"]
+fn long_run() -> Result<()> {
+    let plan = Plan::from_environment()?;
+    let progress = Progress {
+        begin: Instant::now(),
+        frames: AtomicU64::new(0),
+        is_over: AtomicBool::new(false),
+    };
+    let threads = std::thread::available_parallelism()?.get().max(Hook::ALL.len());
+    std::thread::scope(|scope| {
+        let run = |(thread, hook): (usize, Hook)| {
+            let (plan, progress) = (&plan, &progress);
+            scope.spawn(move || {
+                let result = fuzz(hook, plan.seed.wrapping_add(thread as u64), plan, progress);
+                // A difference ends the run; so does the end.
+                progress.is_over.store(true, Ordering::Relaxed);
+                result
+            })
+        };
+        let hooks = Hook::ALL.into_iter().cycle().take(threads);
+        let running: Vec<_> = hooks.enumerate().map(run).collect();
+        for thread in running {
+            has_all_reasons(&thread.join().expect("the thread panicked")?);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let (frames, elapsed) = (progress.frames.load(Ordering::Relaxed), progress.begin.elapsed());
+    println!(
+        "{frames} frames without a difference in {:.0} s, {:.0} a second",
+        elapsed.as_secs_f64(),
+        frames as f64 / elapsed.as_secs_f64()
+    );
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{build, fuzz, lab, lint, setup, test, tidy};
+use crate::{build, fuzz, lab, lint, setup, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(
@@ -38,13 +38,22 @@ enum Command {
     /// Run every test; needs root
     #[command(
         long_about = "Run every test: the crates' own, then those on real network namespaces.\n\n\
-            The latter need root; without it the command fails at once.",
-        after_help = "Example:\n  sudo -E cargo xtask test --filter lab"
+            The latter need root; without it the command fails at once.\n\n\
+            With --kernel, the tests of enforcement run instead on Debian's stock kernel of that \
+            version, in a virtual machine.",
+        after_help = "Example:\n  sudo -E cargo xtask test --filter lab\n  \
+            sudo -E cargo xtask test --kernel 6.1 --kernel 6.12"
     )]
     Test {
         /// Only tests whose name contains this
         #[arg(long, value_name = "NAME")]
         filter: Option<String>,
+        /// Test enforcement on Debian's kernel of this version; may be given more than once
+        #[arg(long, value_name = "VERSION")]
+        kernel: Vec<String>,
+        /// What executes the virtual machine's instructions
+        #[arg(long, value_enum, default_value_t = vm::Accel::Tcg, requires = "kernel")]
+        accel: vm::Accel,
     },
     /// Check format, clippy and the project's own rules
     #[command(after_help = "Example:\n  cargo xtask lint")]
@@ -62,14 +71,23 @@ enum Command {
         after_help = "Example:\n  sudo -E cargo xtask bench\n  sudo -E cargo xtask bench xdp --json"
     )]
     Bench(BenchArgs),
-    /// Run fuzz targets with nightly Rust
-    #[command(after_help = "Example:\n  cargo xtask fuzz http --seconds 30")]
+    /// Run fuzz targets
+    #[command(
+        long_about = "Run fuzz targets: those of tests/fuzz, which need nightly Rust, and \"policy\", \
+            which needs root: ten million frames or more through the packet programs, compared \
+            with a plain reference of the policy.",
+        after_help = "Example:\n  cargo xtask fuzz http1 --seconds 30\n  \
+            sudo -E cargo xtask fuzz policy --seconds 600"
+    )]
     Fuzz {
         /// One target; all of them, one after the other, when left out
         target: Option<String>,
         /// How long each target runs
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
+        /// Seed of the policy's frames, as an earlier run has said it
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
     },
 }
 
@@ -104,12 +122,17 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Setup => setup::everything(),
         Command::Ebpf => build::ebpf().map(drop),
         Command::Build { release } => build::workspace(build::Profile::of(release)),
-        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Test { filter, kernel, .. } if kernel.is_empty() => test::run(filter.as_deref()),
+        Command::Test { filter, kernel, accel } => {
+            test::on_kernels(&kernel, accel, filter.as_deref())
+        }
         Command::Lint => lint::run(),
         Command::Tidy => tidy::run(),
         Command::Demo(args) => lab::demo(&args.to_args()),
         Command::Bench(args) => lab::bench(&args.to_args()),
-        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Fuzz { target, seconds, seed } => {
+            fuzz::run(&fuzz::Plan { target: target.as_deref(), seconds, seed })
+        }
     }
 }
 

@@ -1,28 +1,87 @@
-//! Fuzz targets of `tests/fuzz`, run by cargo-fuzz.
+//! Fuzzing: the targets of `tests/fuzz`, run by cargo-fuzz, and the policy of the packet programs
+//! against its plain reference, which takes root and no nightly Rust.
 
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
 use crate::exec::{self, UserMustAct};
+use crate::{build, setup};
 
 const DIR: &str = "tests/fuzz";
+/// The target that cargo-fuzz does not know.
+const POLICY: &str = "policy";
+/// Frames that the packet programs judge, however long that takes.
+const FRAMES: u64 = 10_000_000;
 
-/// Runs `target`, or every target in turn, for `seconds` each.
-pub fn run(target: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+/// What to fuzz, and how long.
+pub struct Plan<'a> {
+    /// All targets, one after the other, when left out.
+    pub target: Option<&'a str>,
+    /// For each target; that of the policy goes on until it has judged [`FRAMES`] too.
+    pub seconds: u32,
+    /// Of the policy's frames; at random when left out.
+    pub seed: Option<u64>,
+}
+
+pub fn run(plan: &Plan) -> anyhow::Result<()> {
+    if plan.target == Some(POLICY) {
+        return policy(plan);
+    }
     let manifest = exec::root().join(DIR).join("Cargo.toml");
     if !manifest.is_file() {
         bail!("there are no fuzz targets: {DIR}/Cargo.toml does not exist");
     }
     install()?;
     let all = exec::output(&mut cargo_fuzz("list")).context("`cargo fuzz list` failed")?;
-    for target in choose(target, &all)? {
-        eprintln!("xtask: fuzzing {target} for {seconds} s");
-        let mut fuzz = cargo_fuzz("run");
-        fuzz.arg(target).arg("--").arg(format!("-max_total_time={seconds}"));
-        exec::run(&mut fuzz)?;
+    for target in choose(plan.target, &all)? {
+        coverage_guided(target, plan.seconds)?;
     }
-    Ok(())
+    if plan.target.is_none() { policy(plan) } else { Ok(()) }
+}
+
+/// Goes on with the corpus of earlier runs.
+fn coverage_guided(target: &str, seconds: u32) -> anyhow::Result<()> {
+    eprintln!("xtask: fuzzing {target} for {seconds} s");
+    let mut fuzz = cargo_fuzz("run");
+    fuzz.arg(target);
+    for dir in ["corpus", "seeds", "regressions"] {
+        let dir = format!("{DIR}/{dir}/{target}");
+        std::fs::create_dir_all(exec::root().join(&dir))?;
+        fuzz.arg(dir);
+    }
+    fuzz.arg("--").arg(format!("-max_total_time={seconds}"));
+    exec::run(&mut fuzz)
+}
+
+/// A test, because it is one: only longer.
+fn policy(plan: &Plan) -> anyhow::Result<()> {
+    exec::require_root("fuzzing the policy (it loads eBPF programs)")?;
+    setup::ebpf::toolchain()?;
+    build::ebpf()?;
+    let seed = plan.seed.map_or_else(random_seed, Ok)?;
+    eprintln!("xtask: fuzzing {POLICY} for {} s and {FRAMES} frames, seed {seed}", plan.seconds);
+    let mut cargo = exec::cargo();
+    cargo
+        .args(["test", "--release", "--package", "portcullis-tests"])
+        .args(["--test", "policy_differential", "--"])
+        .args(["--ignored", "--nocapture", "--exact", "long_run"])
+        .env("PORTCULLIS_FUZZ_SEED", seed.to_string())
+        .env("PORTCULLIS_FUZZ_FRAMES", FRAMES.to_string())
+        .env("PORTCULLIS_FUZZ_SECONDS", plan.seconds.to_string());
+    exec::run(&mut cargo).with_context(|| {
+        format!(
+            "`cargo xtask fuzz {POLICY} --seed {seed}` repeats it; a frame that made it fail is in \
+             {DIR}/regressions/{POLICY}: commit it with what mends it"
+        )
+    })
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    // One that is easily typed again.
+    Ok(u64::from(now.subsec_nanos()))
 }
 
 fn choose<'a>(wanted: Option<&'a str>, all: &'a str) -> Result<Vec<&'a str>, UserMustAct> {
@@ -31,7 +90,7 @@ fn choose<'a>(wanted: Option<&'a str>, all: &'a str) -> Result<Vec<&'a str>, Use
         None => Ok(all),
         Some(name) if all.contains(&name) => Ok(vec![name]),
         Some(name) => Err(UserMustAct(format!(
-            "there is no fuzz target {name}; there are: {}",
+            "there is no fuzz target {name}; there are: {}, {POLICY}",
             all.join(", ")
         ))),
     }
@@ -67,6 +126,6 @@ mod tests {
         assert_eq!(choose(None, all).expect("all"), ["http", "config"]);
         assert_eq!(choose(Some("config"), all).expect("known"), ["config"]);
         let error = choose(Some("htp"), all).expect_err("unknown").to_string();
-        assert!(error.contains("http, config"), "{error}");
+        assert!(error.contains("http, config, policy"), "{error}");
     }
 }

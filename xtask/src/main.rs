@@ -12,6 +12,7 @@ mod lint;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 

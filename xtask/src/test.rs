@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 use crate::setup::{self, LAB};
-use crate::{build, exec};
+use crate::{build, exec, vm};
 
 /// Runs the crates' own tests, then those on network namespaces; `filter` as cargo's.
 pub fn run(filter: Option<&str>) -> anyhow::Result<()> {
@@ -32,6 +32,20 @@ pub fn run(filter: Option<&str>) -> anyhow::Result<()> {
     if !failed.is_empty() {
         bail!("test failed: {}", failed.join(", "));
     }
+    some_ran(passed, filter)
+}
+
+/// Runs the tests of enforcement on each of these `kernels`, such as "6.1", instead.
+pub fn on_kernels(
+    kernels: &[String],
+    accel: vm::Accel,
+    filter: Option<&str>,
+) -> anyhow::Result<()> {
+    exec::require_root("test --kernel (a virtual machine has this one's files)")?;
+    some_ran(vm::test(kernels, accel, filter)?, filter)
+}
+
+fn some_ran(passed: u64, filter: Option<&str>) -> anyhow::Result<()> {
     if passed == 0 {
         bail!("no test's name contains {:?}", filter.unwrap_or_default());
     }
@@ -76,7 +90,7 @@ fn cargo_test(command: &mut Command) -> anyhow::Result<u64> {
 }
 
 /// The number in a closing line of the test harness; 0 for any other line.
-fn passed_in(line: &str) -> u64 {
+pub fn passed_in(line: &str) -> u64 {
     line.strip_prefix("test result: ok. ")
         .and_then(|rest| rest.split_once(" passed"))
         .and_then(|(count, _)| count.parse().ok())

@@ -23,6 +23,7 @@ use super::inventory::{FileId, Inventory};
 use super::libraries::{self, LibraryFile, OpenLibrary};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
+use crate::kernel;
 
 /// Every entry program. All have the same return program; only that of `SSL_new` is another, and
 /// has no entry program.
@@ -35,8 +36,17 @@ const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_WRITE_EX2,
 ];
 
-const TRACEPOINTS: [&str; 4] =
+/// The tracepoints that capture cannot do without; each program is called like its own.
+/// `sock_send_length` and `sock_recv_length` came with Linux 6.3.
+pub const TRACEPOINTS: [&str; 4] =
     [program::SOCK_SEND, program::SOCK_RECV, program::SOCK_STATE, program::EXEC];
+
+/// Those of [`TRACEPOINTS`] that the running kernel has not: with any of them absent, no API call
+/// can be seen there.
+pub fn missing_tracepoints(btf: &kernel::Btf) -> Vec<&'static str> {
+    let is_absent = |name: &&str| !btf.has_type(&format!("btf_trace_{name}"));
+    TRACEPOINTS.into_iter().filter(is_absent).collect()
+}
 
 /// Where distributions put the library. Attached to at the start, so that no process that maps
 /// one of them has to be noticed first.

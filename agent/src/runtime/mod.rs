@@ -11,7 +11,6 @@ mod policy;
 mod recent;
 mod reload;
 
-use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::core::{Core, Parts};
-use crate::capture::probes::Probes;
+use crate::capture::probes::{Probes, missing_tracepoints};
 use crate::config::Config;
 use crate::host::HostAddresses;
 use crate::kernel::{self, Attachment};
@@ -86,8 +85,8 @@ async fn run_async(config_path: PathBuf, config: Config) -> Result<()> {
     reason.map(drop)
 }
 
-/// Records from the kernel; `None` when nothing is captured.
-type Events = Option<AsyncFd<RingBuf<MapData>>>;
+/// Records from the kernel: first drops, and what is captured.
+type Events = AsyncFd<RingBuf<MapData>>;
 
 /// Loads, attaches, and puts the loop's parts together.
 fn start(
@@ -118,16 +117,27 @@ fn start(
     core.set_attachments(attachments);
 
     let config = core.config();
-    if !config.capture.enabled {
-        return Ok((core, None));
+    if config.capture.enabled && can_capture()? {
+        core.set_probes(Probes::start(loaded.ebpf, "/proc".into(), &config.capture)?);
     }
-    let probes = Probes::start(loaded.ebpf, "/proc".into(), &config.capture)?;
-    core.set_probes(probes);
     // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
     // it only when dropped, which `AsyncFd` does after it has deregistered it.
     let events =
         unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
-    Ok((core, Some(events)))
+    Ok((core, events))
+}
+
+/// Whether this kernel has what capture takes; says so when it has not. Enforcement takes less.
+fn can_capture() -> Result<bool> {
+    let missing = missing_tracepoints(&kernel::Btf::of_running_kernel()?);
+    if !missing.is_empty() {
+        tracing::warn!(
+            "no API call is seen, because this kernel lacks the tracepoints {} (Linux 6.3 and \
+             later have them all); blocks are enforced all the same",
+            missing.join(", ")
+        );
+    }
+    Ok(missing.is_empty())
 }
 
 fn tell(attachment: &Attachment) {
@@ -200,7 +210,6 @@ async fn read_events(
     core: &mut Core<kernel::KernelPolicy>,
     events: &mut Events,
 ) -> std::io::Result<()> {
-    let Some(events) = events else { return pending().await };
     let mut ready = events.readable_mut().await?;
     for _ in 0..BATCH {
         let Some(record) = ready.get_inner_mut().next() else {

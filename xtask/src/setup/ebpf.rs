@@ -137,18 +137,8 @@ fn has_debian_compiler() -> bool {
         && exists("/usr/lib/rustlib/bpfel-unknown-none")
 }
 
-/// Outside of the checkout, so that a fresh clone need not build it again.
 fn linker_root() -> anyhow::Result<PathBuf> {
-    let cache = cache_home(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
-        .context("neither XDG_CACHE_HOME nor HOME says where to keep bpf-linker")?;
-    Ok(cache.join("portcullis").join(format!("bpf-linker-{LINKER_VERSION}-{LLVM_FEATURE}")))
-}
-
-/// The user's cache directory by the XDG Base Directory Specification: a relative path is
-/// ignored.
-fn cache_home(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let xdg = xdg.map(PathBuf::from).filter(|path| path.is_absolute());
-    xdg.or_else(|| home.filter(|home| !home.is_empty()).map(|home| Path::new(&home).join(".cache")))
+    Ok(super::cache_dir()?.join(format!("bpf-linker-{LINKER_VERSION}-{LLVM_FEATURE}")))
 }
 
 fn linker_works(dir: &Path) -> bool {
@@ -200,15 +190,6 @@ fn path_beginning_with(dir: &Path) -> anyhow::Result<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cache_follows_the_xdg_specification() {
-        let home = || Some(OsString::from("/home-of-user"));
-        assert_eq!(cache_home(Some("/c".into()), home()), Some("/c".into()));
-        assert_eq!(cache_home(Some("c".into()), home()), Some("/home-of-user/.cache".into()));
-        assert_eq!(cache_home(None, home()), Some("/home-of-user/.cache".into()));
-        assert_eq!(cache_home(None, Some("".into())), None);
-    }
 
     #[test]
     fn debians_cargo_gets_debians_compiler_and_the_linker_first() {

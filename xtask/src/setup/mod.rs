@@ -3,9 +3,10 @@
 mod apt;
 pub mod ebpf;
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::exec;
 
@@ -35,7 +36,14 @@ pub const BENCH: &[Tool] = &[
     tool("xdp-filter", "xdp-tools", "is the peer that XDP is compared with"),
 ];
 
-/// Everything that any command needs.
+/// What the tests on other kernels need beside the laboratory.
+pub const KERNELS: &[Tool] = &[
+    tool("qemu-system-x86_64", "qemu-system-x86", "runs other kernels"),
+    tool("modprobe", "kmod", "loads their modules"),
+    tool("xz", "xz-utils", "unpacks their modules"),
+];
+
+/// Everything that any command needs, but for the tests on other kernels.
 pub fn everything() -> anyhow::Result<()> {
     ebpf::toolchain_with_clippy()?;
     tools(&[LAB, BENCH])?;
@@ -80,6 +88,35 @@ pub fn lint_components() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where what is built or downloaded once is kept: outside of the checkout, so that a fresh clone
+/// need not do it again.
+pub fn cache_dir() -> anyhow::Result<PathBuf> {
+    let home = cache_home(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
+        .context("neither XDG_CACHE_HOME nor HOME says where to keep what set-up makes")?;
+    Ok(home.join("portcullis"))
+}
+
+/// The user's cache directory by the XDG Base Directory Specification: a relative path is
+/// ignored.
+fn cache_home(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let xdg = xdg.map(PathBuf::from).filter(|path| path.is_absolute());
+    xdg.or_else(|| home.filter(|home| !home.is_empty()).map(|home| Path::new(&home).join(".cache")))
+}
+
 fn exists(path: &str) -> bool {
     Path::new(path).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_follows_the_xdg_specification() {
+        let home = || Some(OsString::from("/home-of-user"));
+        assert_eq!(cache_home(Some("/c".into()), home()), Some("/c".into()));
+        assert_eq!(cache_home(Some("c".into()), home()), Some("/home-of-user/.cache".into()));
+        assert_eq!(cache_home(None, home()), Some("/home-of-user/.cache".into()));
+        assert_eq!(cache_home(None, Some("".into())), None);
+    }
 }

@@ -9,11 +9,14 @@ use aya::sys::{is_map_supported, is_program_supported};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
+use crate::capture::probes::{TRACEPOINTS, missing_tracepoints};
 use crate::kernel::{Btf, sock_offsets};
 
 const AREA: &str = "kernel";
+/// The oldest that the policy programs are tested on.
+const ENFORCES: Version = Version(6, 1);
 /// `sock_send_length` and `sock_recv_length` came with it.
-const NEEDED: Version = Version(6, 3);
+const CAPTURES: Version = Version(6, 3);
 const TCX: Version = Version(6, 6);
 /// From here on, BPF memory is not charged to `RLIMIT_MEMLOCK`.
 const MEMCG: Version = Version(5, 11);
@@ -51,17 +54,24 @@ fn read(path: &str) -> Option<String> {
 
 fn look_at_version(release: &str, version: Option<Version>) -> Check {
     match version {
-        Some(version) if version >= NEEDED => Check::ok(AREA, "version", release),
+        Some(version) if version >= CAPTURES => Check::ok(AREA, "version", release),
+        Some(version) if version >= ENFORCES => {
+            Check::warning(AREA, "version", release, ONLY_ENFORCES)
+        }
         Some(_) => Check::missing(
             AREA,
             "version",
             release,
-            "the tracepoints that tell which socket TLS data belongs to came with Linux 6.3; \
-             without them no API call is seen",
+            "use Linux 6.3 or later: Portcullis is not tested on any before 6.1, and before 6.3 \
+             no API call is seen",
         ),
         None => Check::warning(AREA, "version", "can't be read", "is /proc mounted?"),
     }
 }
+
+/// Of a kernel without the tracepoints that tell which socket TLS data belongs to.
+const ONLY_ENFORCES: &str = "blocks are enforced, but no API call is seen: use Linux 6.3 or later, \
+                             or set `capture.enabled = false` if blocks by hand are all you want";
 
 fn look_at_btf(checks: &mut Vec<Check>) {
     let btf = match Btf::of_running_kernel() {
@@ -73,13 +83,13 @@ fn look_at_btf(checks: &mut Vec<Check>) {
         }
     };
     checks.push(Check::ok(AREA, "BTF", "/sys/kernel/btf/vmlinux"));
-    for tracepoint in ["sock_send_length", "sock_recv_length", "sched_process_exec"] {
+    let missing = missing_tracepoints(&btf);
+    for tracepoint in TRACEPOINTS {
         let name = format!("tracepoint {tracepoint}");
-        checks.push(if btf.has_type(&format!("btf_trace_{tracepoint}")) {
-            Check::ok(AREA, name, "present")
+        checks.push(if missing.contains(&tracepoint) {
+            Check::warning(AREA, name, "absent", ONLY_ENFORCES)
         } else {
-            let advice = "use Linux 6.3 or later; without it no API call is seen";
-            Check::missing(AREA, name, "absent", advice)
+            Check::ok(AREA, name, "present")
         });
     }
     checks.push(match sock_offsets(&btf) {
@@ -225,14 +235,18 @@ mod tests {
         for (release, version) in table {
             assert_eq!(Version::parse(release), version, "{release}");
         }
-        assert!(Version(6, 18) > NEEDED && Version(6, 1) < NEEDED);
+        assert!(Version(6, 18) > CAPTURES && Version(6, 1) < CAPTURES);
     }
 
     #[test]
     fn an_old_kernel_is_told_so() {
-        let check = look_at_version("6.1.0", Some(Version(6, 1)));
-        assert_eq!(check.state, State::Missing);
-        assert!(check.advice.is_some_and(|advice| advice.contains("Linux 6.3")));
+        let older = look_at_version("5.15.0", Some(Version(5, 15)));
+        assert_eq!(older.state, State::Missing);
+        let old = look_at_version("6.1.0", Some(Version(6, 1)));
+        assert_eq!(old.state, State::Warning);
+        for check in [older, old] {
+            assert!(check.advice.is_some_and(|advice| advice.contains("Linux 6.3")));
+        }
     }
 
     #[test]

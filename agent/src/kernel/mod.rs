@@ -12,6 +12,7 @@ mod link_type;
 mod load;
 mod pins;
 mod policy;
+pub mod sockets;
 
 pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, attach};

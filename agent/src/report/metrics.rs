@@ -24,6 +24,8 @@ enum Family {
     BlockCapacity,
     BlockReserve,
     BlockFailures,
+    SocketsClosed,
+    SocketFailures,
     Libraries,
     Connections,
     Actors,
@@ -41,7 +43,7 @@ enum Family {
 use Family::*;
 
 impl Family {
-    const ALL: [Family; 21] = [
+    const ALL: [Family; 23] = [
         BuildInfo,
         Uptime,
         Interfaces,
@@ -51,6 +53,8 @@ impl Family {
         BlockCapacity,
         BlockReserve,
         BlockFailures,
+        SocketsClosed,
+        SocketFailures,
         Libraries,
         Connections,
         Actors,
@@ -95,6 +99,16 @@ impl Family {
             BlockFailures => (
                 "portcullis_block_failures_total",
                 "Blocks that could not be written to the kernel.",
+                &[],
+            ),
+            SocketsClosed => (
+                "portcullis_sockets_closed_total",
+                "Connections of blocked clients that were closed on this host.",
+                &[],
+            ),
+            SocketFailures => (
+                "portcullis_socket_close_failures_total",
+                "Connections of blocked clients that could not be closed.",
                 &[],
             ),
             Libraries => {
@@ -158,6 +172,8 @@ impl Family {
             BlockCapacity => count(of.blocks.capacity),
             BlockReserve => count(of.blocks.operator_reserve),
             BlockFailures => count(of.blocks.failed),
+            SocketsClosed => count(of.sockets.closed),
+            SocketFailures => count(of.sockets.failed),
             Libraries => count(of.libraries_attached),
             Connections => count(of.connections),
             Actors => count(of.actors),

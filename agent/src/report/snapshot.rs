@@ -26,6 +26,8 @@ pub struct Snapshot {
     /// Packets by the reason they passed or were dropped for ([`Reason::name`]).
     pub packets: BTreeMap<Name, Packets>,
     pub blocks: Blocks,
+    /// Connections of blocked clients.
+    pub sockets: Sockets,
     /// TLS library files with probes in them.
     pub libraries_attached: u64,
     /// Connections whose HTTP is being followed.
@@ -81,6 +83,13 @@ pub struct Blocks {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sockets {
+    pub closed: u64,
+    /// Connections that could not be closed, or not even be looked for.
+    pub failed: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloads {
     pub succeeded: u64,
     pub failed: u64,
@@ -104,6 +113,7 @@ impl Snapshot {
             interfaces: Vec::new(),
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
+            sockets: Sockets::default(),
             libraries_attached: 0,
             connections: 0,
             actors: 0,

@@ -17,7 +17,7 @@ use crate::report::control::{
     AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
 use crate::report::event_log::Event;
-use crate::report::snapshot::{Blocks, Interface, Lost, Packets, Reloads, Snapshot};
+use crate::report::snapshot::{Blocks, Interface, Lost, Packets, Reloads, Snapshot, Sockets};
 
 impl<P: PolicyMaps> Core<P> {
     /// Never fails: what goes wrong is an answer.
@@ -209,6 +209,7 @@ impl<P: PolicyMaps> Core<P> {
             operator_reserve: usage.reserve.into(),
             failed: self.totals.blocks_failed,
         };
+        self.socket_counters(&mut snapshot);
         if let Err(error) = self.kernel_counters(&mut snapshot) {
             return Response::error(ErrorKind::Failed, format!("{error:#}"));
         }
@@ -217,6 +218,17 @@ impl<P: PolicyMaps> Core<P> {
             Reloads { succeeded: self.totals.reloads, failed: self.totals.reloads_failed };
         snapshot.event_log = self.log.count();
         Response::Status(Box::new(snapshot))
+    }
+
+    fn socket_counters(&self, snapshot: &mut Snapshot) {
+        let counts = self.closer.as_ref().map(|closer| closer.counts()).unwrap_or_default();
+        snapshot.sockets = Sockets { closed: counts.closed, failed: counts.failed };
+        for (name, events) in [
+            ("socket_closings_no_room", counts.queue_full),
+            ("socket_closings_unfinished", counts.unfinished),
+        ] {
+            snapshot.losses.insert(name.into(), Lost { events, bytes: 0 });
+        }
     }
 
     fn kernel_counters(&self, snapshot: &mut Snapshot) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ use crate::enforce::PolicyMaps;
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
+use crate::kernel::sockets::{CloseSockets, Spared};
 use crate::kernel::{self, Attachment, Count, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
@@ -39,6 +40,8 @@ pub(super) struct Parts<P> {
     pub maps: P,
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
+    /// `None` where connections can't be closed.
+    pub closer: Option<Box<dyn CloseSockets>>,
     pub log: EventLog,
 }
 
@@ -55,6 +58,9 @@ pub(super) struct Core<P> {
     pub(super) maps: P,
     pub(super) reasons: ReasonCounters,
     pub(super) losses: LossCounters,
+    pub(super) closer: Option<Box<dyn CloseSockets>>,
+    /// Whose connections are never closed, as the kernel's policy has it.
+    pub(super) spared: Arc<Spared>,
     pub(super) log: EventLog,
     pub(super) attachments: Vec<Attachment>,
     pub(super) probes: Option<Probes>,
@@ -83,7 +89,7 @@ pub(super) struct Totals {
 
 impl<P: PolicyMaps> Core<P> {
     pub fn new(parts: Parts<P>) -> Result<Self> {
-        let Parts { config_path, config, host, maps, reasons, losses, log } = parts;
+        let Parts { config_path, config, host, maps, reasons, losses, closer, log } = parts;
         let effective = Arc::new(config.clone());
         // The key lives as long as the agent, so nobody can later tell what was hashed.
         let key = CredentialKey::new(&random::<32>()?);
@@ -102,6 +108,8 @@ impl<P: PolicyMaps> Core<P> {
             maps,
             reasons,
             losses,
+            closer,
+            spared: Arc::default(),
             log,
             attachments: Vec::new(),
             probes: None,
@@ -276,6 +284,7 @@ impl<P: PolicyMaps> Core<P> {
         if let Err(error) = self.maps.sweep() {
             tracing::error!("expired blocks can't be removed: {error:#}");
         }
+        self.tell_closures();
         let instant = Instant::now();
         if instant >= self.next_host_refresh {
             self.next_host_refresh = instant + HOST_REFRESH;

@@ -10,6 +10,7 @@ mod core;
 mod policy;
 mod recent;
 mod reload;
+mod sockets;
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use self::core::{Core, Parts};
 use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::host::HostAddresses;
+use crate::kernel::sockets::{CloseSockets, Closer};
 use crate::kernel::{self, Attachment};
 use crate::report::control::{Call, ControlSocket, Server};
 use crate::report::event_log::EventLog;
@@ -107,6 +109,7 @@ fn start(
         maps: loaded.policy,
         reasons: loaded.reasons,
         losses: loaded.losses,
+        closer: closer(),
         log,
     })?;
     // The policy is whole before the first packet meets it.
@@ -128,6 +131,17 @@ fn start(
     let events =
         unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
     Ok((core, Some(events)))
+}
+
+/// Not being able to close connections keeps nobody from being blocked.
+fn closer() -> Option<Box<dyn CloseSockets>> {
+    match Closer::start(&[]) {
+        Ok(closer) => Some(Box::new(closer)),
+        Err(error) => {
+            tracing::warn!("{error:#}");
+            None
+        }
+    }
 }
 
 fn tell(attachment: &Attachment) {

@@ -10,6 +10,7 @@ pub mod names;
 pub mod net;
 pub mod policy;
 pub mod settings;
+pub mod steer;
 
 /// Version of everything in this crate. The agent writes it next to its pinned maps and
 /// replaces maps that another version left behind.

@@ -17,11 +17,14 @@ pub mod map {
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
     pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
+    pub const DECOY: &str = "PC_DECOY";
+    pub const STEERED: &str = "PC_STEERED";
 }
 
 pub mod program {
     pub const XDP: &str = "portcullis_xdp";
     pub const TC: &str = "portcullis_tc";
+    pub const STEER: &str = "portcullis_steer";
     pub const SSL_ENTER_READ: &str = "ssl_enter_read";
     pub const SSL_ENTER_READ_EX: &str = "ssl_enter_read_ex";
     pub const SSL_ENTER_WRITE: &str = "ssl_enter_write";

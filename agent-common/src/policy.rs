@@ -35,6 +35,8 @@ pub mod action {
     pub const DROP: u32 = 0;
     /// Count the packet under the entry and let it pass.
     pub const COUNT: u32 = 1;
+    /// New connections go to the decoy.
+    pub const STEER: u32 = 2;
 }
 
 /// Who asked for a deny entry ([`DenyEntry::origin`]).

@@ -87,7 +87,7 @@ impl Port {
     pub const OUT_OF_REACH: Self = Self(1);
 
     #[inline(always)]
-    fn new(protocol: u8, number: u16) -> Self {
+    pub fn new(protocol: u8, number: u16) -> Self {
         Self(u32::from(protocol) << 16 | u32::from(number))
     }
 

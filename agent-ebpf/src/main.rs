@@ -12,12 +12,15 @@ mod packet;
 mod policy;
 mod report;
 mod socket;
+mod steer;
 mod uprobe;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    macros::{btf_tracepoint, classifier, uprobe, uretprobe, xdp},
-    programs::{BtfTracePointContext, ProbeContext, RetProbeContext, TcContext, XdpContext},
+    macros::{btf_tracepoint, classifier, sk_lookup, uprobe, uretprobe, xdp},
+    programs::{
+        BtfTracePointContext, ProbeContext, RetProbeContext, SkLookupContext, TcContext, XdpContext,
+    },
 };
 use portcullis_common::event::direction;
 
@@ -36,6 +39,11 @@ pub fn portcullis_tc(ctx: TcContext) -> i32 {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
         policy::Verdict::Drop => TC_ACT_SHOT,
     }
+}
+
+#[sk_lookup]
+pub fn portcullis_steer(ctx: SkLookupContext) -> u32 {
+    steer::steer(&ctx)
 }
 
 /// `int SSL_read(SSL *ssl, void *buf, int num)`

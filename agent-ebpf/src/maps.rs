@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use portcullis_common::{
     event::Loss,
@@ -11,6 +11,7 @@ use portcullis_common::{
     net::{Addr, FlowKey},
     policy::{DenyEntry, DenyKey, PacketCount, Reason},
     settings::Settings,
+    steer::{Steered, slot},
 };
 
 /// Whom to drop. Not LRU: only userspace removes an entry.
@@ -27,6 +28,14 @@ pub static PC_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static PC_REASONS: PerCpuArray<PacketCount> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+
+/// The decoy's listening sockets, by [`slot`]. One that is closed leaves by itself.
+#[map]
+pub static PC_DECOY: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
+
+/// Connections asked for by steered clients, by [`Steered`].
+#[map]
+pub static PC_STEERED: Array<u64> = Array::with_max_entries(Steered::COUNT, 0);
 
 #[map]
 pub static PC_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);

@@ -5,7 +5,11 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
 use portcullis_common::{
-    policy::{DenyKey, Reason, action::COUNT},
+    net::Addr,
+    policy::{
+        DenyKey, Reason,
+        action::{COUNT, STEER},
+    },
     settings::{MAX_FAILSAFE_PORTS, Settings},
 };
 
@@ -91,7 +95,7 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
         atomic::add(&raw mut (*entry).bytes, len);
         atomic::fetch_add(&raw mut (*entry).packets, 1)
     };
-    if action == COUNT {
+    if action == COUNT || action == STEER {
         return Some(Reason::PassCountOnly);
     }
     if earlier == 0 {
@@ -99,6 +103,26 @@ fn entry_reason(key: &DenyKey, packet: &Packet, len: u64) -> Option<Reason> {
         report::first_drop(key, unsafe { (*entry).rule_id });
     }
     Some(Reason::DropDenied)
+}
+
+/// Whether new connections of `source` to this port go to the decoy.
+#[inline(always)]
+pub fn steered(source: Addr, is_v6: bool, port: u16) -> bool {
+    let exact = DenyKey { addr: source, prefix_len: 128 };
+    let subnet = DenyKey { addr: source.prefix64(), prefix_len: 64 };
+    if !(steers(&exact) || is_v6 && steers(&subnet)) {
+        return false;
+    }
+    PC_ALLOW.get(Key::new(128, source)).is_none() && !is_failsafe(Port::new(IPPROTO_TCP, port))
+}
+
+#[inline(always)]
+fn steers(key: &DenyKey) -> bool {
+    let Some(entry) = PC_DENY.get_ptr(key) else { return false };
+    // SAFETY: a pointer into a map value stays valid while the program runs.
+    let (expires_ns, action) = unsafe { ((*entry).expires_ns, (*entry).action) };
+    // SAFETY: the helper takes no arguments.
+    action == STEER && expires_ns > unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 #[inline(always)]

@@ -266,7 +266,11 @@ impl Default for Config {
                 memory: Duration::from_secs(24 * 3600),
             },
             enforce: Enforce { close_sockets: true },
-            decoy: Decoy { enabled: false, listener: DecoyListener::Tarpit, max_connections: 4_096 },
+            decoy: Decoy {
+                enabled: false,
+                listener: DecoyListener::Tarpit,
+                max_connections: 4_096,
+            },
             report: Report {
                 control_socket: "/run/portcullis/portcullis.sock".into(),
                 control_group: None,

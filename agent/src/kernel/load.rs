@@ -89,7 +89,7 @@ fn own_network_namespace() -> Result<u32> {
     u32::try_from(inode).with_context(|| format!("{path} has an inode of more than 32 bits"))
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
 where
     M: TryFrom<Map, Error = aya::maps::MapError>,
 {

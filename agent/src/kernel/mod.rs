@@ -13,6 +13,7 @@ mod load;
 mod pins;
 mod policy;
 pub mod sockets;
+mod steer;
 
 pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, attach};
@@ -23,3 +24,4 @@ pub use link_type::ensure_ethernet;
 pub use load::{Loaded, OBJECT, load};
 pub use pins::{Detached, detach};
 pub use policy::KernelPolicy;
+pub use steer::{DecoySockets, SteerCounters, Steering, Version, attach_steering, detach_steering};

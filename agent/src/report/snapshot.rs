@@ -28,6 +28,7 @@ pub struct Snapshot {
     pub blocks: Blocks,
     /// Connections of blocked clients.
     pub sockets: Sockets,
+    pub decoy: Decoy,
     /// TLS library files with probes in them.
     pub libraries_attached: u64,
     /// Connections whose HTTP is being followed.
@@ -89,6 +90,27 @@ pub struct Sockets {
     pub failed: u64,
 }
 
+/// Clients that are deceived.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decoy {
+    /// Connections that were steered to the decoy.
+    pub steered: u64,
+    /// Connections that were refused because no decoy listened.
+    pub refused: u64,
+    /// Connections that the tarpit holds now.
+    pub held: u64,
+    /// Connections that the tarpit has accepted.
+    pub accepted: u64,
+    /// Connections that the tarpit gave up for newer ones.
+    pub evicted: u64,
+    /// Of the tarpit's connections that have ended.
+    pub held_s: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+    /// Why there is no decoy at the moment.
+    pub problem: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloads {
     pub succeeded: u64,
@@ -114,6 +136,7 @@ impl Snapshot {
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
             sockets: Sockets::default(),
+            decoy: Decoy::default(),
             libraries_attached: 0,
             connections: 0,
             actors: 0,

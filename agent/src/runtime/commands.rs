@@ -10,6 +10,7 @@ use super::core::Core;
 use super::policy::Refusal;
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
+use crate::decoy;
 use crate::detect::{self, counter::FINDINGS};
 use crate::enforce::{Block, PolicyMaps};
 use crate::http::Counter;
@@ -17,7 +18,9 @@ use crate::report::control::{
     AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
 use crate::report::event_log::Event;
-use crate::report::snapshot::{Blocks, Interface, Lost, Packets, Reloads, Snapshot, Sockets};
+use crate::report::snapshot::{
+    Blocks, Decoy, Interface, Lost, Packets, Reloads, Snapshot, Sockets,
+};
 
 impl<P: PolicyMaps> Core<P> {
     /// Never fails: what goes wrong is an answer.
@@ -210,6 +213,9 @@ impl<P: PolicyMaps> Core<P> {
             failed: self.totals.blocks_failed,
         };
         self.socket_counters(&mut snapshot);
+        if let Some(decoy) = &self.decoy {
+            snapshot.decoy = decoy_counts(decoy.counts());
+        }
         if let Err(error) = self.kernel_counters(&mut snapshot) {
             return Response::error(ErrorKind::Failed, format!("{error:#}"));
         }
@@ -269,6 +275,20 @@ impl<P: PolicyMaps> Core<P> {
             lost("libraries_refused", state.libraries_refused);
             snapshot.libraries_attached = state.attached() as u64;
         }
+    }
+}
+
+fn decoy_counts(counts: decoy::Counts) -> Decoy {
+    Decoy {
+        steered: counts.steered,
+        refused: counts.refused,
+        held: counts.held,
+        accepted: counts.accepted,
+        evicted: counts.evicted,
+        held_s: counts.seconds,
+        bytes_read: counts.bytes_read,
+        bytes_written: counts.bytes_written,
+        problem: counts.problem,
     }
 }
 

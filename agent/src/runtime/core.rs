@@ -16,6 +16,7 @@ use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::decide::HostGuards;
 use crate::decision::{Action, Decision};
+use crate::decoy::Decoy;
 use crate::enforce::PolicyMaps;
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
@@ -64,6 +65,7 @@ pub(super) struct Core<P> {
     pub(super) log: EventLog,
     pub(super) attachments: Vec<Attachment>,
     pub(super) probes: Option<Probes>,
+    pub(super) decoy: Option<Decoy>,
     pub(super) recent: Recent,
     pub(super) totals: Totals,
     started: Instant,
@@ -113,6 +115,7 @@ impl<P: PolicyMaps> Core<P> {
             log,
             attachments: Vec::new(),
             probes: None,
+            decoy: None,
             recent: Recent::default(),
             totals: Totals::default(),
             started: now,
@@ -140,6 +143,10 @@ impl<P: PolicyMaps> Core<P> {
 
     pub fn set_probes(&mut self, probes: Probes) {
         self.probes = Some(probes);
+    }
+
+    pub fn set_decoy(&mut self, decoy: Decoy) {
+        self.decoy = Some(decoy);
     }
 
     pub fn uptime(&self) -> Duration {

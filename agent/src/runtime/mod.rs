@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use self::core::{Core, Parts};
 use crate::capture::probes::Probes;
 use crate::config::Config;
+use crate::decoy::Decoy;
 use crate::host::HostAddresses;
 use crate::kernel::sockets::{CloseSockets, Closer};
 use crate::kernel::{self, Attachment};
@@ -121,6 +123,9 @@ fn start(
     core.set_attachments(attachments);
 
     let config = core.config();
+    if let Some(decoy) = decoy(&mut loaded.ebpf, &config)? {
+        core.set_decoy(decoy);
+    }
     if !config.capture.enabled {
         return Ok((core, None));
     }
@@ -131,6 +136,21 @@ fn start(
     let events =
         unsafe { AsyncFd::register(loaded.events) }.context("can't wait for the ring buffer")?;
     Ok((core, Some(events)))
+}
+
+/// Steers to the decoy, or no longer does.
+fn decoy(ebpf: &mut Ebpf, config: &Config) -> Result<Option<Decoy>> {
+    let pin_dir = &config.kernel.pin_dir;
+    if !config.decoy.enabled {
+        if kernel::detach_steering(pin_dir)? {
+            tracing::info!("connections are no longer steered to a decoy");
+        }
+        return Ok(None);
+    }
+    let steering = kernel::attach_steering(ebpf, pin_dir)?;
+    let how = if steering.taken_over { "took over" } else { "started" };
+    tracing::info!("{how} the steering of connections to the decoy");
+    Decoy::start(&config.decoy, steering).map(Some)
 }
 
 /// Not being able to close connections keeps nobody from being blocked.

@@ -31,10 +31,8 @@ impl<P: PolicyMaps> Core<P> {
         allowed.extend(&guards.trusted_proxies);
         allowed.extend(self.host.all().map(IpNet::from));
         self.maps.set_allowed(&allowed)?;
-        self.spared = Arc::new(Spared {
-            networks: allowed,
-            local_ports: guards.failsafe_tcp_ports.clone(),
-        });
+        self.spared =
+            Arc::new(Spared { networks: allowed, local_ports: guards.failsafe_tcp_ports.clone() });
         self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)
     }
 

@@ -96,7 +96,8 @@ impl Closer {
 
 impl CloseSockets for Closer {
     fn close(&mut self, closing: Closing) {
-        if !self.queue.as_ref().is_some_and(|queue| queue.try_send(closing).is_ok()) {
+        let refused = |queue: &SyncSender<_>| queue.try_send(closing).is_err();
+        if self.queue.as_ref().is_none_or(refused) {
             self.shared.queue_full.fetch_add(1, Ordering::Relaxed);
         }
     }

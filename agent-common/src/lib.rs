@@ -4,6 +4,7 @@
 //! `repr(C)`, have no padding (see [`layout`]) and hold only integers and byte arrays.
 #![no_std]
 
+pub mod answer;
 pub mod event;
 pub mod layout;
 pub mod names;

@@ -19,6 +19,8 @@ pub mod map {
     pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
     pub const DECOY: &str = "PC_DECOY";
     pub const STEERED: &str = "PC_STEERED";
+    pub const ANSWERS: &str = "PC_ANSWERS";
+    pub const ANSWER_PACE: &str = "PC_ANSWER_PACE";
 }
 
 pub mod program {
@@ -41,6 +43,8 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
+    /// Nanoseconds between two answers to dropped packets, on each CPU; 0 for silence.
+    pub const ANSWER_INTERVAL: &str = "ANSWER_INTERVAL_NS";
     /// Number of the only network namespace whose sockets are followed; 0 for all.
     pub const ONLY_NAMESPACE: &str = "ONLY_NAMESPACE";
 }

@@ -11,12 +11,12 @@ use portcullis_common::{
 
 use crate::packet::Bytes;
 
-const ETHERNET_LEN: usize = 14;
-const ETHERTYPE_AT: usize = 12;
-const VLAN_LEN: usize = 4;
+pub const ETHERNET_LEN: usize = 14;
+pub const ETHERTYPE_AT: usize = 12;
+pub const VLAN_LEN: usize = 4;
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 /// What 802.1ad used before it had a number of its own.
@@ -124,7 +124,7 @@ pub fn walk(bytes: &impl Bytes) -> Result<Packet, Reason> {
 }
 
 #[inline(always)]
-fn is_vlan(ethertype: u16) -> bool {
+pub fn is_vlan(ethertype: u16) -> bool {
     matches!(ethertype, ETH_P_8021Q | ETH_P_8021AD | ETH_P_QINQ1)
 }
 
@@ -207,6 +207,6 @@ fn port(bytes: &impl Bytes, protocol: u8, offset: usize) -> Port {
 }
 
 #[inline(always)]
-fn read_u16(bytes: &impl Bytes, offset: usize) -> Option<u16> {
+pub fn read_u16(bytes: &impl Bytes, offset: usize) -> Option<u16> {
     bytes.read(offset).map(u16::from_be_bytes)
 }

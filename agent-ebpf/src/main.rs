@@ -5,6 +5,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod answer;
 mod atomic;
 mod headers;
 mod maps;
@@ -28,6 +29,7 @@ use portcullis_common::event::direction;
 pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
     match policy::verdict(&packet::XdpFrame(&ctx)) {
         policy::Verdict::Pass => xdp_action::XDP_PASS,
+        policy::Verdict::Drop if answer::answer(&packet::XdpFrame(&ctx)) => xdp_action::XDP_TX,
         policy::Verdict::Drop => xdp_action::XDP_DROP,
     }
 }
@@ -37,6 +39,7 @@ pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
 pub fn portcullis_tc(ctx: TcContext) -> i32 {
     match policy::verdict(&packet::TcFrame(&ctx)) {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
+        policy::Verdict::Drop if answer::answer(&packet::TcFrame(&ctx)) => packet::send_back(&ctx),
         policy::Verdict::Drop => TC_ACT_SHOT,
     }
 }

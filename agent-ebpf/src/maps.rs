@@ -6,6 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use portcullis_common::{
+    answer::Answered,
     event::Loss,
     names::capacity,
     net::{Addr, FlowKey},
@@ -36,6 +37,14 @@ pub static PC_DECOY: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
 /// Connections asked for by steered clients, by [`Steered`].
 #[map]
 pub static PC_STEERED: Array<u64> = Array::with_max_entries(Steered::COUNT, 0);
+
+/// What became of dropped packets that could be answered, by [`Answered`].
+#[map]
+pub static PC_ANSWERS: Array<u64> = Array::with_max_entries(Answered::COUNT, 0);
+
+/// When each CPU may answer again, on the monotonic clock.
+#[map]
+pub static PC_ANSWER_PACE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static PC_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);

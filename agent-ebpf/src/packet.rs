@@ -4,7 +4,11 @@ use core::{ffi::c_void, mem::MaybeUninit, mem::size_of};
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    helpers::generated::{
+        bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+        bpf_xdp_store_bytes,
+    },
     programs::{TcContext, XdpContext},
 };
 
@@ -36,6 +40,15 @@ pub trait Frame {
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool;
 }
 
+/// A frame that can be changed.
+pub trait FrameMut: Frame {
+    /// Gives the frame another length; its bytes are no longer what they were. False when that
+    /// cannot be done.
+    fn resize(&self, len: u32) -> bool;
+    /// Writes the bytes of `from` at `offset`; false when the frame is shorter.
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool;
+}
+
 pub struct XdpFrame<'a>(pub &'a XdpContext);
 
 impl Frame for XdpFrame<'_> {
@@ -57,6 +70,34 @@ impl Frame for XdpFrame<'_> {
     }
 }
 
+impl FrameMut for XdpFrame<'_> {
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        let (start, end) = self.in_place();
+        // Not for a frame of several buffers, whose end is elsewhere.
+        if (end - start) as u64 != self.len() {
+            return false;
+        }
+        let delta = len as i32 - (end - start) as i32;
+        // Before a frame there always is room, behind it often none.
+        // SAFETY: the context is the program's; no pointer into the frame is used again.
+        unsafe {
+            if delta > 0 {
+                bpf_xdp_adjust_head(self.0.ctx, -delta) == 0
+            } else {
+                bpf_xdp_adjust_tail(self.0.ctx, delta) == 0
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool {
+        let from = core::ptr::from_ref(from).cast_mut().cast();
+        // SAFETY: `from` is as long as its type, and is only read.
+        unsafe { bpf_xdp_store_bytes(self.0.ctx, offset, from, size_of::<T>() as u32) == 0 }
+    }
+}
+
 pub struct TcFrame<'a>(pub &'a TcContext);
 
 impl Frame for TcFrame<'_> {
@@ -74,6 +115,22 @@ impl Frame for TcFrame<'_> {
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
         // SAFETY: the context is the program's, and the caller vouches for `to`.
         unsafe { bpf_skb_load_bytes(self.0.as_ptr().cast(), offset, to, size) == 0 }
+    }
+}
+
+impl FrameMut for TcFrame<'_> {
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        // SAFETY: the context is the program's; no pointer into the frame is used again.
+        unsafe { bpf_skb_change_tail(self.0.as_ptr().cast(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool {
+        let from = core::ptr::from_ref(from).cast();
+        let skb = self.0.as_ptr().cast();
+        // SAFETY: `from` is as long as its type.
+        unsafe { bpf_skb_store_bytes(skb, offset, from, size_of::<T>() as u32, 0) == 0 }
     }
 }
 
@@ -126,4 +183,13 @@ impl<F: Frame> Bytes for Anywhere<'_, F> {
         // SAFETY: the helper filled all of `value`, and `Wire` types take any bytes.
         copied.then(|| unsafe { value.assume_init() })
     }
+}
+
+/// Sends a changed frame out of the interface that it came in by; the action that does it.
+#[inline(always)]
+pub fn send_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is the one the program was called with.
+    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: the helper takes plain numbers.
+    unsafe { bpf_redirect(interface, 0) as i32 }
 }

@@ -11,8 +11,8 @@ use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
 use super::types::{
-    Attach, Capture, Config, CredentialStuffing, Decide, Decoy, Detect, Enforce, Guards, Kernel,
-    Namespaces, ProbeSites, Report, RequestRate,
+    Answer, Attach, Capture, Config, CredentialStuffing, Decide, Decoy, Detect, Enforce, Guards,
+    Kernel, Namespaces, ProbeSites, Report, RequestRate,
 };
 use super::words::{DECOY_LISTENER, GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
 
@@ -29,6 +29,7 @@ const ATTACH: Choice<Attach> = Choice(&[
     ("tc", Attach::Tc),
     ("clsact", Attach::Clsact),
 ]);
+const ANSWER: Choice<Answer> = Choice(&[("silence", Answer::Silence), ("reset", Answer::Reset)]);
 const PROBE_SITES: Choice<ProbeSites> =
     Choice(&[("auto", ProbeSites::Auto), ("symbols", ProbeSites::Symbols)]);
 const NAMESPACES: Choice<Namespaces> =
@@ -261,6 +262,12 @@ fn decide(s: &mut Section, decide: &mut Decide) {
 fn enforce(s: &mut Section, enforce: &mut Enforce) {
     let doc = "Whether connections that a blocked client has open are closed at once.";
     s.value(key("enforce.close_sockets", doc), &Flag, &mut enforce.close_sockets);
+    let doc = "What the sender of a dropped packet hears: nothing, or a TCP reset or an ICMP error \
+               \"administratively prohibited\".";
+    s.value(fixed("enforce.answer", doc), &ANSWER, &mut enforce.answer);
+    let doc = "Answers to dropped packets that each processor gives at most.";
+    let rate = Integer { min: 1, max: 1_000_000 };
+    s.value(fixed("enforce.answers_per_second", doc), &rate, &mut enforce.answers_per_second);
 }
 
 fn decoy(s: &mut Section, decoy: &mut Decoy) {

@@ -184,6 +184,18 @@ pub struct Decide {
 pub struct Enforce {
     /// Whether connections that they have open are closed.
     pub close_sockets: bool,
+    pub answer: Answer,
+    /// By each processor at most.
+    pub answers_per_second: u32,
+}
+
+/// What the sender of a dropped packet hears.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answer {
+    #[default]
+    Silence,
+    /// A TCP reset, or an ICMP error.
+    Reset,
 }
 
 /// Where new connections of clients that are to be deceived go.
@@ -265,7 +277,11 @@ impl Default for Config {
                 max_ttl: Duration::from_secs(7 * 24 * 3600),
                 memory: Duration::from_secs(24 * 3600),
             },
-            enforce: Enforce { close_sockets: true },
+            enforce: Enforce {
+                close_sockets: true,
+                answer: Answer::Silence,
+                answers_per_second: 1_000,
+            },
             decoy: Decoy {
                 enabled: false,
                 listener: DecoyListener::Tarpit,

@@ -19,7 +19,7 @@ pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, attach};
 pub use btf::{Btf, sock_offsets};
 pub use clock::{coarse_now, monotonic_now, wall_clock_offset};
-pub use counters::{Count, Counters, LossCounters, ReasonCounters};
+pub use counters::{AnswerCounters, Count, Counters, LossCounters, ReasonCounters};
 pub use link_type::ensure_ethernet;
 pub use load::{Loaded, OBJECT, load};
 pub use pins::{Detached, detach};

@@ -24,6 +24,7 @@ enum Family {
     BlockCapacity,
     BlockReserve,
     BlockFailures,
+    Answers,
     SocketsClosed,
     SocketFailures,
     Steered,
@@ -50,6 +51,11 @@ use Family::*;
 /// Name, help and labels of a family.
 type About = (&'static str, &'static str, &'static [&'static str]);
 
+const ANSWERS: About = (
+    "portcullis_answers_total",
+    "Dropped packets by the answer they got, where answers are configured.",
+    &["answer"],
+);
 const SOCKETS_CLOSED: About = (
     "portcullis_sockets_closed_total",
     "Connections of blocked clients that were closed on this host.",
@@ -81,7 +87,7 @@ const TARPIT_BYTES: About =
     ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
 
 impl Family {
-    const ALL: [Family; 28] = [
+    const ALL: [Family; 29] = [
         BuildInfo,
         Uptime,
         Interfaces,
@@ -91,6 +97,7 @@ impl Family {
         BlockCapacity,
         BlockReserve,
         BlockFailures,
+        Answers,
         SocketsClosed,
         SocketFailures,
         Steered,
@@ -143,6 +150,7 @@ impl Family {
                 "Blocks that could not be written to the kernel.",
                 &[],
             ),
+            Answers => ANSWERS,
             SocketsClosed => SOCKETS_CLOSED,
             SocketFailures => SOCKET_FAILURES,
             Steered => STEERED,
@@ -211,6 +219,7 @@ impl Family {
             BlockCapacity => count(of.blocks.capacity),
             BlockReserve => count(of.blocks.operator_reserve),
             BlockFailures => count(of.blocks.failed),
+            Answers => by_name(&of.answers, |&count| count),
             SocketsClosed => count(of.sockets.closed),
             SocketFailures => count(of.sockets.failed),
             Steered => pair([("decoy", of.decoy.steered), ("refused", of.decoy.refused)]),

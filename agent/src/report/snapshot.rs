@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use portcullis_common::answer::Answered;
 use portcullis_common::event::Loss;
 use portcullis_common::policy::{PacketCount, Reason};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Snapshot {
     /// Packets by the reason they passed or were dropped for ([`Reason::name`]).
     pub packets: BTreeMap<Name, Packets>,
     pub blocks: Blocks,
+    /// What became of dropped packets that could be answered ([`Answered::name`]).
+    pub answers: BTreeMap<Name, u64>,
     /// Connections of blocked clients.
     pub sockets: Sockets,
     pub decoy: Decoy,
@@ -135,6 +138,7 @@ impl Snapshot {
             interfaces: Vec::new(),
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
+            answers: Answered::ALL.map(|a| (a.name().into(), 0)).into(),
             sockets: Sockets::default(),
             decoy: Decoy::default(),
             libraries_attached: 0,

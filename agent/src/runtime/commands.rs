@@ -242,6 +242,7 @@ impl<P: PolicyMaps> Core<P> {
             let packets = Packets { packets: count.packets, bytes: count.bytes };
             snapshot.packets.insert(count.name.into(), packets);
         }
+        snapshot.answers = self.answers.all()?.map(|(name, count)| (name.into(), count)).into();
         for count in self.losses.all()? {
             let lost = Lost { events: count.packets, bytes: count.bytes };
             snapshot.losses.insert(count.name.into(), lost);

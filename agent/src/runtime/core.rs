@@ -22,7 +22,7 @@ use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
 use crate::kernel::sockets::{CloseSockets, Spared};
-use crate::kernel::{self, Attachment, Count, LossCounters, ReasonCounters};
+use crate::kernel::{self, AnswerCounters, Attachment, Count, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
 use crate::time::Timestamp;
@@ -41,6 +41,7 @@ pub(super) struct Parts<P> {
     pub maps: P,
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
+    pub answers: AnswerCounters,
     /// `None` where connections can't be closed.
     pub closer: Option<Box<dyn CloseSockets>>,
     pub log: EventLog,
@@ -59,6 +60,7 @@ pub(super) struct Core<P> {
     pub(super) maps: P,
     pub(super) reasons: ReasonCounters,
     pub(super) losses: LossCounters,
+    pub(super) answers: AnswerCounters,
     pub(super) closer: Option<Box<dyn CloseSockets>>,
     /// Whose connections are never closed, as the kernel's policy has it.
     pub(super) spared: Arc<Spared>,
@@ -91,7 +93,8 @@ pub(super) struct Totals {
 
 impl<P: PolicyMaps> Core<P> {
     pub fn new(parts: Parts<P>) -> Result<Self> {
-        let Parts { config_path, config, host, maps, reasons, losses, closer, log } = parts;
+        let Parts { config_path, config, host, maps, reasons, losses, answers, closer, log } =
+            parts;
         let effective = Arc::new(config.clone());
         // The key lives as long as the agent, so nobody can later tell what was hashed.
         let key = CredentialKey::new(&random::<32>()?);
@@ -110,6 +113,7 @@ impl<P: PolicyMaps> Core<P> {
             maps,
             reasons,
             losses,
+            answers,
             closer,
             spared: Arc::default(),
             log,

@@ -111,6 +111,7 @@ fn start(
         maps: loaded.policy,
         reasons: loaded.reasons,
         losses: loaded.losses,
+        answers: loaded.answers,
         closer: closer(),
         log,
     })?;

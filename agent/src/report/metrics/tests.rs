@@ -11,6 +11,7 @@ fn snapshot() -> Snapshot {
     of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
     of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
     of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
+    of.answers.insert("reset".into(), 6);
     of.sockets = Sockets { closed: 17, failed: 1 };
     of.decoy = Decoy {
         steered: 21,

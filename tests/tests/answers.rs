@@ -5,11 +5,11 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use aya::{TestRun as _, TestRunOptions};
 use portcullis::config::Answer;
 use portcullis_common::names::program;
-use portcullis_tests::netns::Host;
+use portcullis_tests::netns::{Host, in_namespace};
 use portcullis_tests::packet::extension::Extension;
 use portcullis_tests::packet::frame::{Fragment, Frame, Transport, ethertype};
 use portcullis_tests::packet::harness::{Hook, Kernel};
@@ -249,17 +249,17 @@ fn address(host: &Host, family: Family) -> IpAddr {
 }
 
 /// How a real client's connection attempt and its datagram fail, and that they do so at once.
-fn clients_hear_at_once(attach: &str, prepare: impl FnOnce(&Scene)) {
+fn clients_hear_at_once<T>(attach: &str, prepare: impl FnOnce(&Scene) -> T) -> Scene {
     let scene = Scene::new(PREFIX, 2).expect("a scene");
-    prepare(&scene);
+    let _prepared = prepare(&scene);
     let config = format!("kernel.attach = \"{attach}\"\nenforce.answer = \"reset\"");
     let agent = scene.agent(&config).expect("the agent");
     for family in [Family::V4, Family::V6] {
         let server = scene.server(family);
         // The hosts on one Ethernet know each other: of a blocked neighbour nothing is heard, its
         // questions for addresses included.
-        let greet = || Ok(drop(TcpStream::connect_timeout(&server, SOON)?));
-        scene.attacker().run(greet).expect("not blocked yet");
+        let greet = || Ok(TcpStream::connect_timeout(&server, SOON)?);
+        drop(scene.attacker().run(greet).expect("not blocked yet"));
         agent.json("block", &[&address(scene.attacker(), family).to_string()]).expect("blocked");
         let begin = Instant::now();
         let connected = scene.attacker().run(|| Ok(TcpStream::connect_timeout(&server, SOON)));
@@ -286,6 +286,35 @@ fn clients_hear_at_once(attach: &str, prepare: impl FnOnce(&Scene)) {
     let metric = |name: &str| agent.metric(name).expect("metrics").expect("there is one");
     assert!(metric("portcullis_answers_total{answer=\"reset\"}") >= 2.0);
     assert_eq!(metric("portcullis_answers_total{answer=\"unreachable\"}"), 2.0);
+    agent.stop().expect("stopped");
+    scene
+}
+
+/// A program that lets everything pass, on the other end of the server's interface.
+fn program_of_peer(scene: &Scene) -> Kernel {
+    let mut kernel = Kernel::new().expect("the programs load");
+    let switch = format!("{}-sw", scene.lab.name());
+    in_namespace(&switch, || {
+        let program = kernel.loaded.ebpf.program_mut(program::XDP).expect("there is one");
+        let xdp = <&mut Xdp>::try_from(program).expect("XDP");
+        xdp.attach("srv", XdpMode::Driver).expect("the peer takes it");
+    })
+    .expect("the switch is there");
+    kernel
+}
+
+#[test]
+fn clients_hear_from_native_xdp_at_once() {
+    clients_hear_at_once("xdp-native", program_of_peer);
+}
+
+/// A veth interface loses what native XDP sends back, unless its peer has such a program too.
+#[test]
+fn on_veth_another_hook_answers() {
+    let scene = clients_hear_at_once("auto", |_| ());
+    let log = std::fs::read_to_string(scene.lab.dir().join("portcullis.log")).expect("a log");
+    assert!(log.contains("not xdp-native: enforce.answer is \"reset\""), "{log}");
+    assert!(log.contains("attached to eth0 by xdp-generic"), "{log}");
 }
 
 #[test]

@@ -130,6 +130,63 @@ fn the_tarpit_holds_a_steered_ipv6_client_alone() {
     tarpit_holds_the_steered_client_alone(Family::V6);
 }
 
+/// A line of /proc/PID/status, in KiB.
+fn memory(agent: &Agent<'_>) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("told");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Processor time that it has used, in ticks of 10 ms.
+fn ticks(agent: &Agent<'_>) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).expect("it runs");
+    let (_, fields) = stat.rsplit_once(')').expect("its name in brackets");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    // utime and stime (proc_pid_stat(5)).
+    [11, 12].map(|at: usize| fields[at].parse::<u64>().expect("a number")).iter().sum()
+}
+
+#[test]
+fn thousands_in_the_tarpit_cost_next_to_nothing() {
+    const CLIENTS: usize = 4_096;
+    let scene = Scene::new(PREFIX, 2).expect("a scene");
+    let agent = scene.agent(TARPIT).expect("the agent");
+    let server = scene.server(Family::V4);
+    steer(&agent, &scene.lab, scene.attacker().v4().into());
+    let before = memory(&agent);
+    let connect = || -> anyhow::Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&server, SOON)?;
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        Ok(stream)
+    };
+    let connect_all = || (0..CLIENTS).map(|_| connect()).collect::<anyhow::Result<Vec<_>>>();
+    let mut held = scene.attacker().run(connect_all).expect("all are taken");
+    // Nobody asks the agent for anything in between: that would cost more than this.
+    let mut turn = || {
+        for stream in &mut held {
+            stream.set_read_timeout(Some(2 * SOON)).expect("a socket");
+            stream.read_exact(&mut [0]).expect("everyone's turn");
+        }
+    };
+    turn();
+    let (grown, used) = (memory(&agent).saturating_sub(before), ticks(&agent));
+    turn();
+    let used = ticks(&agent) - used;
+    println!("{CLIENTS} connections held: {grown} KiB, {used}0 ms of processor time a turn");
+    assert!(grown < 16 * 1024, "{grown} KiB");
+    // A turn takes 5 s.
+    assert!(used < 100, "{used}0 ms");
+
+    // One more than there is room for.
+    let newest = scene.attacker().run(connect).expect("taken");
+    let evicted = "portcullis_tarpit_connections_total{result=\"evicted\"}";
+    agent.wait_for_metric(SOON, evicted, |evicted| evicted == 1.0).expect("the oldest goes");
+    let oldest = held.first_mut().expect("there are many");
+    oldest.set_read_timeout(Some(SOON)).expect("a socket");
+    assert!(oldest.read_to_end(&mut Vec::new()).is_ok_and(|length| length <= 1));
+    drop(newest);
+}
+
 #[test]
 fn any_local_port_can_be_the_decoy_and_may_come_and_go() {
     let scene = Scene::new(PREFIX, 2).expect("a scene");
@@ -178,7 +235,7 @@ fn steering_outlives_the_agent_and_the_next_takes_it_over() {
     // One program, not two behind each other.
     let counted = "portcullis_steered_connections_total{result=\"decoy\"}";
     assert_eq!(agent.metric(counted).expect("metrics"), Some(1.0));
-    assert_eq!(steering_programs(&scene.lab), 1);
+    ends_but_for(&scene.lab, 1);
 
     // The tarpit ends with its agent: then the client is refused, not served.
     agent.stop().expect("stopped");
@@ -200,7 +257,7 @@ fn steering_outlives_the_agent_and_the_next_takes_it_over() {
     let links = detached["links"].as_array().expect("a list");
     assert!(links.contains(&"steering sk-lookup".into()), "{detached}");
     assert!(!scene.lab.pin_dir().exists());
-    assert_eq!(steering_programs(&scene.lab), 0);
+    ends(&scene.lab);
     assert!(meets_service(scene.attacker(), server));
 }
 
@@ -211,8 +268,18 @@ fn an_agent_without_decoy_ends_the_steering_of_an_earlier_one() {
     assert_eq!(steering_programs(&scene.lab), 1);
     agent.kill().expect("killed");
     let agent = scene.agent("").expect("the next agent");
-    assert_eq!(steering_programs(&scene.lab), 0);
+    ends(&scene.lab);
     assert!(agent.log().contains("no longer steered"), "{}", agent.log());
+}
+
+/// Waits for the kernel to take off what nothing holds any more.
+fn ends_but_for(lab: &Lab, left: usize) {
+    wait::until(SOON, "steering to end", || Ok((steering_programs(lab) == left).then_some(())))
+        .expect("it ends");
+}
+
+fn ends(lab: &Lab) {
+    ends_but_for(lab, 0);
 }
 
 /// `query` of `union bpf_attr`, as far as it is needed.

@@ -8,6 +8,7 @@ mod btf;
 mod clock;
 mod counters;
 mod deny;
+mod driver;
 mod link_type;
 mod load;
 mod pins;

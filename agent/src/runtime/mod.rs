@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 
 use self::core::{Core, Parts};
 use crate::capture::probes::Probes;
-use crate::config::Config;
+use crate::config::{Answer, Config};
 use crate::decoy::Decoy;
 use crate::host::HostAddresses;
 use crate::kernel::sockets::{CloseSockets, Closer};
@@ -118,7 +118,8 @@ fn start(
     // The policy is whole before the first packet meets it.
     let attachments = {
         let config = core.config();
-        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces)?
+        let answers = config.enforce.answer == Answer::Reset;
+        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces, answers)?
     };
     attachments.iter().for_each(tell);
     core.set_attachments(attachments);

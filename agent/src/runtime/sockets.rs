@@ -49,3 +49,50 @@ fn closing(decision: &Decision, spared: &Arc<Spared>) -> Option<Closing> {
         spared: Arc::clone(spared),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::subject_of;
+    use crate::time::Timestamp;
+
+    fn decision(action: Action, mode: Mode) -> Decision {
+        Decision {
+            ts: Timestamp::default(),
+            id: "00000000000000ff".into(),
+            action,
+            subject: subject_of("2001:db8::/64".parse().unwrap()).unwrap(),
+            service: None,
+            ttl_s: 60,
+            detector: "test".into(),
+            owasp: String::new(),
+            score: 1.0,
+            reason: String::new(),
+            evidence: Default::default(),
+            mode,
+        }
+    }
+
+    #[test]
+    fn an_enforced_drop_closes_what_its_subject_has_open() {
+        let spared = Arc::new(Spared { networks: Vec::new(), local_ports: vec![22] });
+        let asked = closing(&decision(Action::Drop, Mode::Enforce), &spared).unwrap();
+        assert_eq!(asked.rule_id, 255);
+        assert_eq!(asked.peers, Peers::Network("2001:db8::/64".parse().unwrap()));
+        assert!(Arc::ptr_eq(&asked.spared, &spared));
+    }
+
+    #[test]
+    fn what_drops_nothing_closes_nothing() {
+        for (action, mode) in [
+            (Action::Drop, Mode::Observe),
+            (Action::Alert, Mode::Observe),
+            (Action::Alert, Mode::Enforce),
+        ] {
+            assert_eq!(closing(&decision(action, mode), &Arc::default()), None);
+        }
+        let mut nobody = decision(Action::Drop, Mode::Enforce);
+        nobody.subject = Default::default();
+        assert_eq!(closing(&nobody, &Arc::default()), None);
+    }
+}

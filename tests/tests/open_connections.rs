@@ -303,26 +303,40 @@ fn twelve_thousand_sockets_of_others_stay() {
 }
 
 #[test]
-fn other_namespaces_are_reached_by_their_path() {
-    let lab = Lab::new(PREFIX, 1).expect("a laboratory");
+fn other_namespaces_are_reached_by_their_path_as_they_come_and_go() {
+    let lab = Lab::new(PREFIX, 2).expect("a laboratory");
     let connect = || {
         let server = Server::listen(loopback(1));
         Ok(server.connect(loopback(2), loopback(1)))
     };
-    let mut here = lab.server().run(connect).expect("a connection");
-    let mut there = lab.client(0).run(connect).expect("a connection");
-    let path = std::path::Path::new("/run/netns").join(lab.client(0).namespace());
-    lab.server()
-        .run(|| {
-            let mut closer = Closer::start(&[path])?;
-            closer.close(closing(network("127.0.0.2/32")));
-            assert_eq!(finished(&mut closer), 2);
-            Ok(())
+    let connected = |host: &Host| host.run(connect).expect("a connection");
+    let path = lab.dir().join("namespace");
+    let becomes = |host: &Host| {
+        let _ = fs::remove_file(&path);
+        let namespace = std::path::Path::new("/run/netns").join(host.namespace());
+        std::os::unix::fs::symlink(namespace, &path).expect("a link");
+    };
+    let mut closer = lab
+        .server()
+        .run(|| Closer::start(std::slice::from_ref(&path)))
+        .expect("the namespace need not be there");
+    let mut close_in = |most: u64| {
+        closer.close(closing(network("127.0.0.2/32")));
+        wait::until(SOON, "connections to be closed", || {
+            let counts = closer.counts();
+            assert_eq!(counts.failed, 0);
+            Ok((counts.closed >= most).then_some(counts.closed))
         })
-        .expect("as expected");
-    assert_eq!((here.ended(), there.ended()), (ENDED, ENDED));
+        .expect("closed")
+    };
+    let mut here = connected(lab.server());
+    assert_eq!(close_in(1), 1, "in its own");
+    assert_eq!(here.ended(), ENDED);
 
-    let nowhere = Closer::start(&["/run/netns/nowhere".into()]);
-    let error = format!("{:#}", nowhere.err().expect("there is none"));
-    assert!(error.contains("can't enter the network namespace /run/netns/nowhere"), "{error}");
+    for (host, closed) in [(lab.client(0), 2), (lab.client(1), 3)] {
+        becomes(host);
+        let mut there = connected(host);
+        assert_eq!(close_in(closed), closed, "in {}", host.namespace());
+        assert_eq!(there.ended(), ENDED);
+    }
 }

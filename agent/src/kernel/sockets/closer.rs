@@ -2,6 +2,7 @@
 //! each look.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -69,11 +70,11 @@ struct Shared {
 }
 
 impl Closer {
-    /// Closes connections of this network namespace, and of those that the files stand for.
+    /// Closes connections of this network namespace, and of those that the files stand for as long
+    /// as they do.
     ///
     /// # Errors
-    /// When a namespace can't be entered or its sockets can't be listed, or when the kernel closes
-    /// no sockets: a sentence on what that means.
+    /// When sockets can't be listed, or when the kernel closes none: a sentence on what that means.
     pub fn start(other_namespaces: &[PathBuf]) -> Result<Self> {
         let mut own = Diag::open()?;
         anyhow::ensure!(
@@ -81,14 +82,16 @@ impl Closer {
             "this kernel closes no sockets for others (CONFIG_INET_DIAG_DESTROY): connections of \
              blocked clients stay open until either side gives up"
         );
-        let others = other_namespaces.iter().map(|path| Diag::open_in(path));
-        let diags: Vec<Diag> = std::iter::once(Ok(own)).chain(others).collect::<Result<_>>()?;
+        let own = Place { path: None, open: Some((None, own)) };
+        let others = other_namespaces.iter().cloned();
+        let others = others.map(|path| Place { path: Some(path), open: None });
+        let places: Vec<Place> = std::iter::once(own).chain(others).collect();
         let (queue, asked) = sync_channel(QUEUE);
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("close-sockets".into())
-            .spawn(move || work(diags, &asked, &theirs))
+            .spawn(move || work(places, &asked, &theirs))
             .context("can't start a thread")?;
         Ok(Self { queue: Some(queue), thread: Some(thread), shared })
     }
@@ -133,19 +136,55 @@ impl Drop for Closer {
     }
 }
 
-fn work(mut diags: Vec<Diag>, asked: &Receiver<Closing>, shared: &Shared) {
+fn work(mut places: Vec<Place>, asked: &Receiver<Closing>, shared: &Shared) {
     while let Ok(first) = asked.recv() {
         let more = asked.try_iter().take(MAX_BATCH - 1);
         let batch: Vec<Closing> = std::iter::once(first).chain(more).collect();
-        for diag in &mut diags {
-            match close::close(diag, &batch) {
-                Ok(tallies) => shared.count(&batch, &tallies),
+        for place in &mut places {
+            match place.close(&batch) {
+                Ok(None) => {}
+                Ok(Some(tallies)) => shared.count(&batch, &tallies),
                 Err(error) => {
+                    place.open = None;
                     shared.failed.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!("connections of blocked clients can't be closed: {error}");
+                    tracing::error!("connections of blocked clients can't be closed: {error:#}");
                 }
             }
         }
+    }
+}
+
+/// A network namespace, opened when it is needed.
+struct Place {
+    /// `None`: the agent's own.
+    path: Option<PathBuf>,
+    /// What the file was when its namespace was opened, and the namespace's sockets.
+    open: Option<(Identity, Diag)>,
+}
+
+/// Device and inode of a namespace's file: another namespace has others.
+type Identity = Option<(u64, u64)>;
+
+impl Place {
+    /// `None` when there is no such namespace at the moment.
+    fn close(&mut self, batch: &[Closing]) -> Result<Option<Vec<close::Tally>>> {
+        let mut identity = None;
+        if let Some(path) = &self.path {
+            let Ok(meta) = std::fs::metadata(path) else {
+                self.open = None;
+                return Ok(None);
+            };
+            identity = Some((meta.dev(), meta.ino()));
+        }
+        let open = self.open.take().filter(|(opened, _)| *opened == identity);
+        let (_, diag) = match open {
+            Some(open) => self.open.insert(open),
+            None => {
+                let diag = self.path.as_ref().map_or_else(Diag::open, |path| Diag::open_in(path));
+                self.open.insert((identity, diag?))
+            }
+        };
+        Ok(Some(close::close(diag, batch)?))
     }
 }
 

@@ -4,6 +4,7 @@
 //! `repr(C)`, have no padding (see [`layout`]) and hold only integers and byte arrays.
 #![no_std]
 
+pub mod answer;
 pub mod event;
 pub mod gate;
 pub mod layout;
@@ -11,6 +12,7 @@ pub mod names;
 pub mod net;
 pub mod policy;
 pub mod settings;
+pub mod steer;
 
 /// Version of everything in this crate. The agent writes it next to its pinned maps and
 /// replaces maps that another version left behind.

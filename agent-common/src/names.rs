@@ -11,6 +11,7 @@ pub mod pinned {
     pub const FLOW_GATE: &str = "PC_FLOW_GATE";
     pub const FLOW_RULES: &str = "PC_FLOW_RULES";
     pub const FLOWS: &str = "PC_FLOWS";
+    pub const STEERED_FLOWS: &str = "PC_STEERED_FL";
     pub const KNOWN: &str = "PC_KNOWN";
     pub const FINGERPRINTS: &str = "PC_FINGERPRINTS";
     pub const CONJUNCTIONS: &str = "PC_CONJUNCTIONS";
@@ -20,7 +21,7 @@ pub mod pinned {
     pub const ALLOW: &str = "PC_ALLOW";
     pub const SETTINGS: &str = "PC_SETTINGS";
     pub const REASONS: &str = "PC_REASONS";
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         RULES,
         LIMITS,
         BUCKETS,
@@ -30,6 +31,7 @@ pub mod pinned {
         FLOW_GATE,
         FLOW_RULES,
         FLOWS,
+        STEERED_FLOWS,
         KNOWN,
         FINGERPRINTS,
         CONJUNCTIONS,
@@ -50,11 +52,16 @@ pub mod map {
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
     pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
+    pub const DECOY: &str = "PC_DECOY";
+    pub const STEERED: &str = "PC_STEERED";
+    pub const ANSWERS: &str = "PC_ANSWERS";
+    pub const ANSWER_PACE: &str = "PC_ANSWER_PACE";
 }
 
 pub mod program {
     pub const XDP: &str = "portcullis_xdp";
     pub const TC: &str = "portcullis_tc";
+    pub const STEER: &str = "portcullis_steer";
     pub const SSL_ENTER_READ: &str = "ssl_enter_read";
     pub const SSL_ENTER_READ_EX: &str = "ssl_enter_read_ex";
     pub const SSL_ENTER_WRITE: &str = "ssl_enter_write";
@@ -71,6 +78,8 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
+    /// Nanoseconds between two answers to dropped packets, on each CPU; 0 for silence.
+    pub const ANSWER_INTERVAL: &str = "ANSWER_INTERVAL_NS";
     /// Number of the only network namespace whose sockets are followed; 0 for all.
     pub const ONLY_NAMESPACE: &str = "ONLY_NAMESPACE";
 }
@@ -91,6 +100,7 @@ pub mod capacity {
     pub const FLOW_GATE_WORDS: u32 = 16_384;
     pub const FLOW_RULES: u32 = 16_384;
     pub const FLOWS: u32 = 65_536;
+    pub const STEERED_FLOWS: u32 = 16_384;
     pub const FINGERPRINT_RULES: u32 = 16_384;
     /// Fingerprints whose JA4 is known.
     pub const KNOWN: u32 = 16_384;

@@ -11,12 +11,12 @@ use portcullis_common::{
 
 use crate::packet::Bytes;
 
-const ETHERNET_LEN: usize = 14;
-const ETHERTYPE_AT: usize = 12;
-const VLAN_LEN: usize = 4;
+pub const ETHERNET_LEN: usize = 14;
+pub const ETHERTYPE_AT: usize = 12;
+pub const VLAN_LEN: usize = 4;
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 /// What 802.1ad used before it had a number of its own.
@@ -47,8 +47,14 @@ const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Address {
     #[inline(always)]
-    fn from_v4(address: [u8; 4]) -> Self {
+    pub fn from_v4(address: [u8; 4]) -> Self {
         Self([0, 0, MAPPED, u32::from_ne_bytes(address)])
+    }
+
+    /// Of words that have their bytes as a packet has them.
+    #[inline(always)]
+    pub fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
     #[inline(always)]
@@ -196,7 +202,7 @@ impl Port {
     pub const OUT_OF_REACH: Self = Self(1);
 
     #[inline(always)]
-    fn new(protocol: u8, number: u16) -> Self {
+    pub fn new(protocol: u8, number: u16) -> Self {
         Self(u32::from(protocol) << 16 | u32::from(number))
     }
 
@@ -257,7 +263,7 @@ pub fn walk(bytes: &impl Bytes) -> Result<Packet, Reason> {
 }
 
 #[inline(always)]
-fn is_vlan(ethertype: u16) -> bool {
+pub fn is_vlan(ethertype: u16) -> bool {
     matches!(ethertype, ETH_P_8021Q | ETH_P_8021AD | ETH_P_QINQ1)
 }
 
@@ -384,6 +390,6 @@ fn segment(bytes: &impl Bytes, offset: usize, end: usize) -> Option<Tcp> {
 }
 
 #[inline(always)]
-fn read_u16(bytes: &impl Bytes, offset: usize) -> Option<u16> {
+pub fn read_u16(bytes: &impl Bytes, offset: usize) -> Option<u16> {
     bytes.read(offset).map(u16::from_be_bytes)
 }

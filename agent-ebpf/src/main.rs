@@ -5,6 +5,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod answer;
 mod atomic;
 mod flows;
 mod headers;
@@ -17,12 +18,15 @@ mod report;
 mod rules;
 mod search;
 mod socket;
+mod steer;
 mod uprobe;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    macros::{btf_tracepoint, classifier, uprobe, uretprobe, xdp},
-    programs::{BtfTracePointContext, ProbeContext, RetProbeContext, TcContext, XdpContext},
+    macros::{btf_tracepoint, classifier, sk_lookup, uprobe, uretprobe, xdp},
+    programs::{
+        BtfTracePointContext, ProbeContext, RetProbeContext, SkLookupContext, TcContext, XdpContext,
+    },
 };
 use portcullis_common::event::direction;
 
@@ -30,6 +34,7 @@ use portcullis_common::event::direction;
 pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
     match policy::verdict(packet::XdpFrame::of(&ctx)) {
         policy::Verdict::Pass => xdp_action::XDP_PASS,
+        policy::Verdict::Drop if answer::answer(&packet::XdpFrame::of(&ctx)) => xdp_action::XDP_TX,
         policy::Verdict::Drop => xdp_action::XDP_DROP,
     }
 }
@@ -39,8 +44,16 @@ pub fn portcullis_xdp(ctx: XdpContext) -> u32 {
 pub fn portcullis_tc(ctx: TcContext) -> i32 {
     match policy::verdict(packet::TcFrame::of(&ctx)) {
         policy::Verdict::Pass => TC_ACT_UNSPEC,
+        policy::Verdict::Drop if answer::answer(&packet::TcFrame::of(&ctx)) => {
+            packet::send_back(&ctx)
+        }
         policy::Verdict::Drop => TC_ACT_SHOT,
     }
+}
+
+#[sk_lookup]
+pub fn portcullis_steer(ctx: SkLookupContext) -> u32 {
+    steer::steer(&ctx)
 }
 
 /// `int SSL_read(SSL *ssl, void *buf, int num)`

@@ -5,9 +5,10 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{ArrayOfMaps, HashMap as InnerHash},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use portcullis_common::{
+    answer::Answered,
     event::Loss,
     gate::V4_WORDS,
     names::capacity,
@@ -17,6 +18,7 @@ use portcullis_common::{
         PrefixRules, Reason, Rule,
     },
     settings::Settings,
+    steer::{Steered, slot},
 };
 
 /// What happens to whose packets. Not LRU, as are none of the policy's maps: only userspace removes
@@ -61,6 +63,11 @@ pub static PC_FLOW_RULES: HashMap<FlowKey, u32> =
 pub static PC_FLOWS: LruHashMap<FlowKey, FlowInfo> =
     LruHashMap::with_max_entries(capacity::FLOWS, 0);
 
+/// Connections that are asked for by clients whose rules steer them.
+#[map]
+pub static PC_STEERED_FL: LruHashMap<FlowKey, u32> =
+    LruHashMap::with_max_entries(capacity::STEERED_FLOWS, 0);
+
 /// The JA4 of each fingerprint that userspace has seen.
 #[map]
 pub static PC_KNOWN: HashMap<u64, [u8; 40]> =
@@ -97,6 +104,22 @@ pub static PC_SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPA
 
 #[map]
 pub static PC_REASONS: PerCpuArray<PacketCount> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+
+/// The decoy's listening sockets, by [`slot`]. One that is closed leaves by itself.
+#[map]
+pub static PC_DECOY: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
+
+/// Connections asked for by steered clients, by [`Steered`].
+#[map]
+pub static PC_STEERED: Array<u64> = Array::with_max_entries(Steered::COUNT, 0);
+
+/// What became of dropped packets that could be answered, by [`Answered`].
+#[map]
+pub static PC_ANSWERS: Array<u64> = Array::with_max_entries(Answered::COUNT, 0);
+
+/// When each CPU may answer again, on the monotonic clock.
+#[map]
+pub static PC_ANSWER_PACE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static PC_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);

@@ -4,7 +4,11 @@ use core::{ffi::c_void, mem::MaybeUninit, mem::size_of};
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
-    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    helpers::generated::{
+        bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+        bpf_xdp_store_bytes,
+    },
     programs::{TcContext, XdpContext},
 };
 
@@ -34,6 +38,15 @@ pub trait Frame: Copy {
     /// # Safety
     /// `to` points to `size` writable bytes.
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool;
+}
+
+/// A frame that can be changed.
+pub trait FrameMut: Frame {
+    /// Gives the frame another length; its bytes are no longer what they were. False when that
+    /// cannot be done.
+    fn resize(&self, len: u32) -> bool;
+    /// Writes the bytes of `from` at `offset`; false when the frame is shorter.
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool;
 }
 
 #[derive(Clone, Copy)]
@@ -72,6 +85,34 @@ impl Frame for XdpFrame {
     }
 }
 
+impl FrameMut for XdpFrame {
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        let (start, end) = self.in_place();
+        // Not for a frame of several buffers, whose end is elsewhere.
+        if (end - start) as u64 != self.len() {
+            return false;
+        }
+        let delta = len as i32 - (end - start) as i32;
+        // Before a frame there always is room, behind it often none.
+        // SAFETY: the context is the program's; no pointer into the frame is used again.
+        unsafe {
+            if delta > 0 {
+                bpf_xdp_adjust_head(self.0, -delta) == 0
+            } else {
+                bpf_xdp_adjust_tail(self.0, delta) == 0
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool {
+        let from = core::ptr::from_ref(from).cast_mut().cast();
+        // SAFETY: `from` is as long as its type, and is only read.
+        unsafe { bpf_xdp_store_bytes(self.0, offset, from, size_of::<T>() as u32) == 0 }
+    }
+}
+
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct TcFrame(*mut __sk_buff);
@@ -103,6 +144,22 @@ impl Frame for TcFrame {
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
         // SAFETY: the context is the program's, and the caller vouches for `to`.
         unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, size) == 0 }
+    }
+}
+
+impl FrameMut for TcFrame {
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        // SAFETY: the context is the program's; no pointer into the frame is used again.
+        unsafe { bpf_skb_change_tail(self.0.cast(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn copy_in<T: Copy>(&self, offset: u32, from: &T) -> bool {
+        let from = core::ptr::from_ref(from).cast();
+        let skb = self.0.cast();
+        // SAFETY: `from` is as long as its type.
+        unsafe { bpf_skb_store_bytes(skb, offset, from, size_of::<T>() as u32, 0) == 0 }
     }
 }
 
@@ -162,4 +219,13 @@ impl<F: Frame> Bytes for Anywhere<F> {
         // SAFETY: the helper filled all of `value`, and `Wire` types take any bytes.
         copied.then(|| unsafe { value.assume_init() })
     }
+}
+
+/// Sends a changed frame out of the interface that it came in by; the action that does it.
+#[inline(always)]
+pub fn send_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is the one the program was called with.
+    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: the helper takes plain numbers.
+    unsafe { bpf_redirect(interface, 0) as i32 }
 }

@@ -18,7 +18,7 @@ use crate::{
     maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS},
     packet::{Anywhere, Frame, InPlace},
     prefixes::{self, Candidates},
-    search,
+    search, steer,
 };
 
 /// Bits of the reasons that drop.
@@ -93,8 +93,12 @@ fn judge(packet: &Packet, len: u64, settings: &Settings) -> u32 {
 #[inline(never)]
 fn judge_closely(packet: &Packet, len: u64, candidates: &Candidates, has_flow_rules: bool) -> u32 {
     let Some(settings) = PC_SETTINGS.get(0) else { return Reason::PassNoMatch as u32 };
-    let packet = Judged::of(packet, len, settings);
-    search::run(&packet, *candidates, has_flow_rules).number()
+    let judged = Judged::of(packet, len, settings);
+    let outcome = search::run(&judged, *candidates, has_flow_rules).number();
+    if outcome == Reason::PassSteered as u32 && packet.tcp.opens() {
+        steer::remember(packet);
+    }
+    outcome
 }
 
 /// A packet that may have rules, and what they depend on.

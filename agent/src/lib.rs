@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod decide;
 pub mod decision;
+pub mod decoy;
 pub mod detect;
 pub mod enforce;
 pub mod finding;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -222,6 +224,36 @@ fn an_unprivileged_agent_takes_over_and_changes_hooks() {
         assert_eq!(block(&agent), format!("{target}/32"), "{}", agent.log());
         assert!(agent.stop().expect("it ends").success());
     }
+}
+
+/// Both reach into what belongs to others: sockets, and the descriptors of another process.
+#[test]
+fn an_unprivileged_agent_closes_connections_and_finds_a_decoy() {
+    let lab = Lab::new(PREFIX, 1).expect("a laboratory");
+    let serve = |port: &str| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-m", "http.server", port]);
+        lab.spawn(lab.server(), command, port).expect("python")
+    };
+    let _running = [serve("8080"), serve("8081")];
+    let server = SocketAddr::from((lab.server().v4(), 8080));
+    let connect = || Ok(TcpStream::connect(server).ok());
+    let mut connection = lab
+        .client(0)
+        .run(|| wait::until(SOON, "the server to listen", connect))
+        .expect("it listens");
+    let config = "decoy = { enabled = true, listener = \"127.0.0.1:8081\" }";
+    let agent = Agent::start_by(&lab, unprivileged(&lab, &granted()), config).expect("the agent");
+    wait::until(SOON, "the decoy to be found", || {
+        Ok(agent.json("status", &[])?["decoy"]["problem"].is_null().then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+
+    agent.json("block", &[&lab.client(0).v4().to_string()]).expect("blocked");
+    connection.set_read_timeout(Some(SOON)).expect("a socket");
+    let error = connection.read(&mut [0]).expect_err("nothing was asked");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{}", agent.log());
+    assert!(!agent.log().contains("ERROR"), "{}", agent.log());
 }
 
 /// `CAP_SYS_ADMIN` includes these, so it is taken away with each.

@@ -142,6 +142,12 @@ fn status_text(of: &Snapshot) -> String {
     }
     let blocks = of.blocks;
     line("blocks", format!("{} of {}", blocks.in_force, blocks.capacity));
+    line("connections closed", of.sockets.closed.to_string());
+    if let Some(problem) = &of.decoy.problem {
+        line("decoy", format!("none: {problem}"));
+    } else if of.decoy.steered > 0 {
+        line("decoy", format!("{} connections", of.decoy.steered));
+    }
     line("TLS libraries", of.libraries_attached.to_string());
     line("connections", of.connections.to_string());
     line("clients", of.actors.to_string());
@@ -155,6 +161,8 @@ fn status_text(of: &Snapshot) -> String {
     let losses = of.losses.iter().map(|(name, lost)| (name.as_ref(), lost.events));
     let failures = [
         ("blocks not written", of.blocks.failed),
+        ("connections not closed", of.sockets.failed),
+        ("connections refused without a decoy", of.decoy.refused),
         ("events not logged", of.event_log.failed),
         ("failed reloads", of.reloads.failed),
     ];

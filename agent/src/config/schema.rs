@@ -9,10 +9,10 @@ use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
 use super::types::{
-    Attach, Capture, Config, CredentialStuffing, Decide, Detect, Guards, Kernel, Namespaces,
-    ProbeSites, Report, RequestRate,
+    Answer, Attach, Capture, Config, CredentialStuffing, Decide, Decoy, Detect, Enforce, Guards,
+    Kernel, Namespaces, ProbeSites, Report, RequestRate,
 };
-use super::words::{GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
+use super::words::{DECOY_LISTENER, GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -27,6 +27,7 @@ const ATTACH: Choice<Attach> = Choice(&[
     ("tc", Attach::Tc),
     ("clsact", Attach::Clsact),
 ]);
+const ANSWER: Choice<Answer> = Choice(&[("silence", Answer::Silence), ("reset", Answer::Reset)]);
 const PROBE_SITES: Choice<ProbeSites> =
     Choice(&[("auto", ProbeSites::Auto), ("symbols", ProbeSites::Symbols)]);
 const NAMESPACES: Choice<Namespaces> =
@@ -49,6 +50,8 @@ pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
     service::read(top, &mut config.services);
     top.table("detect", |s| detect(s, &mut config.detect));
     top.table("decide", |s| decide(s, &mut config.decide));
+    top.table("enforce", |s| enforce(s, &mut config.enforce));
+    top.table("decoy", |s| decoy(s, &mut config.decoy));
     top.table("report", |s| report(s, &mut config.report));
     if let Some(guarded) = guarded {
         blocks::check_against_guards(top, &config.blocked, &targets, &config.guards, &guarded);
@@ -240,6 +243,28 @@ fn decide(s: &mut Section, decide: &mut Decide) {
                        first block ends";
         s.warn(&memory, message.to_owned());
     }
+}
+
+fn enforce(s: &mut Section, enforce: &mut Enforce) {
+    let doc = "Whether connections that a blocked client has open are closed at once.";
+    s.value(key("enforce.close_sockets", doc), &Flag, &mut enforce.close_sockets);
+    let doc = "What the sender of a dropped packet hears: nothing, or a TCP reset or an ICMP error \
+               \"administratively prohibited\".";
+    s.value(fixed("enforce.answer", doc), &ANSWER, &mut enforce.answer);
+    let doc = "Answers to dropped packets that each processor gives at most.";
+    let rate = Integer { min: 1, max: 1_000_000 };
+    s.value(fixed("enforce.answers_per_second", doc), &rate, &mut enforce.answers_per_second);
+}
+
+fn decoy(s: &mut Section, decoy: &mut Decoy) {
+    let doc = "Whether clients that are to be deceived meet the decoy instead of the service.";
+    s.value(fixed("decoy.enabled", doc), &Flag, &mut decoy.enabled);
+    let doc = "Who answers them: the agent's tarpit, which keeps them waiting, or whatever listens \
+               on an address and port of this host.";
+    s.value(fixed("decoy.listener", doc), &DECOY_LISTENER, &mut decoy.listener);
+    let doc = "Connections that the tarpit holds at a time; the oldest goes first.";
+    let connections = Integer { min: 1, max: 65_536 };
+    s.value(fixed("decoy.max_connections", doc), &connections, &mut decoy.max_connections);
 }
 
 fn report(s: &mut Section, report: &mut Report) {

@@ -23,6 +23,8 @@ pub struct Config {
     pub services: Vec<Service>,
     pub detect: Detect,
     pub decide: Decide,
+    pub enforce: Enforce,
+    pub decoy: Decoy,
     pub report: Report,
 }
 
@@ -177,6 +179,42 @@ pub struct Decide {
     pub memory: Duration,
 }
 
+/// What becomes of those whom a decision names, beside that their packets are dropped.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enforce {
+    /// Whether connections that they have open are closed.
+    pub close_sockets: bool,
+    pub answer: Answer,
+    /// By each processor at most.
+    pub answers_per_second: u32,
+}
+
+/// What the sender of a dropped packet hears.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answer {
+    #[default]
+    Silence,
+    /// A TCP reset, or an ICMP error.
+    Reset,
+}
+
+/// Where new connections of clients that are to be deceived go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoy {
+    pub enabled: bool,
+    pub listener: DecoyListener,
+    /// That the tarpit holds; the oldest goes first.
+    pub max_connections: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecoyListener {
+    /// The agent's own, which keeps clients waiting.
+    Tarpit,
+    /// Whatever listens there on this host.
+    Local(SocketAddr),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     pub control_socket: PathBuf,
@@ -238,6 +276,16 @@ impl Default for Config {
                 escalation: 4.0,
                 max_ttl: Duration::from_secs(7 * 24 * 3600),
                 memory: Duration::from_secs(24 * 3600),
+            },
+            enforce: Enforce {
+                close_sockets: true,
+                answer: Answer::Silence,
+                answers_per_second: 1_000,
+            },
+            decoy: Decoy {
+                enabled: false,
+                listener: DecoyListener::Tarpit,
+                max_connections: 4_096,
             },
             report: Report {
                 control_socket: "/run/portcullis/portcullis.sock".into(),

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::kinds::Word;
+use super::types::DecoyListener;
 
 /// `IFNAMSIZ` of Linux without the closing zero byte.
 const LONGEST_INTERFACE_NAME: usize = 15;
@@ -120,6 +121,23 @@ pub(super) const LISTEN: Word<SocketAddr> = Word {
     parse: |text| text.parse().ok(),
     hint: no_hint,
     render: SocketAddr::to_string,
+    repetition_is_wrong: true,
+};
+
+pub(super) const DECOY_LISTENER: Word<DecoyListener> = Word {
+    allowed: "\"tarpit\", or an IP address of this host and a port such as \"127.0.0.1:8081\"",
+    parse: |text| match text {
+        "tarpit" => Some(DecoyListener::Tarpit),
+        _ => {
+            let address = text.parse().ok().filter(|at: &SocketAddr| at.port() != 0);
+            address.map(DecoyListener::Local)
+        }
+    },
+    hint: no_hint,
+    render: |listener| match listener {
+        DecoyListener::Tarpit => "tarpit".to_owned(),
+        DecoyListener::Local(address) => address.to_string(),
+    },
     repetition_is_wrong: true,
 };
 

@@ -11,6 +11,7 @@ use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use portcullis_common::names::program;
 use serde::Serialize;
 
+use super::driver::why_not_answer;
 use super::link_type::ensure_ethernet;
 use super::pins::{LinkPin, PinDir, interfaces as all_interfaces, remove_file};
 use crate::config::{Attach, Kernel};
@@ -65,14 +66,20 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x7063);
 
 /// Attaches to every interface of `interfaces` and takes earlier agents' programs off all
-/// others.
-pub fn attach(ebpf: &mut Ebpf, config: &Kernel, interfaces: &[String]) -> Result<Vec<Attachment>> {
+/// others. With `answers`, `auto` takes only hooks that are sure to send answers.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    config: &Kernel,
+    interfaces: &[String],
+    answers: bool,
+) -> Result<Vec<Attachment>> {
     let pins = PinDir::make(&config.pin_dir)?;
     let pinned = pins.pinned_links()?;
     let mut attachments = Vec::new();
     for interface in interfaces {
         let old: Vec<_> = pinned.iter().filter(|pin| pin.interface == *interface).collect();
-        let attachment = attach_one(ebpf, &pins, interface, config.attach, &old)
+        let (hooks, passed_over) = candidates(interface, config.attach, answers)?;
+        let attachment = attach_one(ebpf, &pins, interface, hooks, passed_over, &old)
             .with_context(|| format!("can't attach to interface {interface}"))?;
         for pin in old.iter().filter(|pin| pin.hook != attachment.hook) {
             remove_file(&pin.path)?;
@@ -105,16 +112,29 @@ pub(super) fn remove_filter(interface: &str) -> bool {
     tc::qdisc_detach_program(interface, TcAttachType::Ingress, program::TC).is_ok()
 }
 
+/// The hooks to try, and why not the others.
+fn candidates(interface: &str, attach: Attach, answers: bool) -> Result<(Vec<Hook>, Vec<String>)> {
+    let (mut hooks, mut passed_over) = (Vec::new(), Vec::new());
+    for &hook in Hook::allowed_by(attach) {
+        // Whoever names one hook gets it.
+        let sure = attach != Attach::Auto || !answers;
+        match if sure { None } else { why_not_answer(interface, hook)? } {
+            None => hooks.push(hook),
+            Some(reason) => passed_over.push(format!("{}: {reason}", hook.name())),
+        }
+    }
+    Ok((hooks, passed_over))
+}
+
 fn attach_one(
     ebpf: &mut Ebpf,
     pins: &PinDir,
     interface: &str,
-    attach: Attach,
+    hooks: Vec<Hook>,
+    mut passed_over: Vec<String>,
     old: &[&LinkPin],
 ) -> Result<Attachment> {
     ensure_ethernet(interface)?;
-    let hooks = Hook::allowed_by(attach);
-    let mut passed_over = Vec::new();
     for pin in old.iter().filter(|pin| hooks.contains(&pin.hook)) {
         match take_over(ebpf, pin) {
             Ok(()) => {
@@ -132,7 +152,7 @@ fn attach_one(
             }
         }
     }
-    for &hook in hooks {
+    for hook in hooks {
         match attach_new(ebpf, pins, interface, hook) {
             Ok(taken_over) => {
                 return Ok(Attachment {

@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
+use portcullis_common::answer::Answered;
 use portcullis_common::event::Loss;
 use portcullis_common::policy::{PacketCount, Reason};
 
@@ -51,6 +52,25 @@ pub struct Counters<S> {
 pub type ReasonCounters = Counters<Reason>;
 /// What capture lost since the agent started.
 pub type LossCounters = Counters<Loss>;
+
+/// What became of dropped packets that could be answered, since the agent started.
+pub struct AnswerCounters(Array<MapData, u64>);
+
+impl AnswerCounters {
+    pub(super) fn new(map: Array<MapData, u64>) -> Self {
+        Self(map)
+    }
+
+    /// By [`Answered::name`].
+    pub fn all(&self) -> Result<[(&'static str, u64); Answered::COUNT as usize]> {
+        let mut counts = Answered::ALL.map(|what| (what.name(), 0));
+        for ((name, count), what) in counts.iter_mut().zip(Answered::ALL) {
+            let read = self.0.get(&(what as u32), 0);
+            *count = read.with_context(|| format!("can't read the counter {name}"))?;
+        }
+        Ok(counts)
+    }
+}
 
 impl<S: Slot> Counters<S> {
     pub(super) fn new(map: PerCpuArray<MapData, PacketCount>) -> Self {

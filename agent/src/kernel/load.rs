@@ -11,11 +11,11 @@ use portcullis_common::names::{capacity, global, map, pinned};
 
 use super::bpffs::make_pin_dir;
 use super::btf::{Btf, sock_offsets};
-use super::counters::{LossCounters, ReasonCounters};
+use super::counters::{AnswerCounters, LossCounters, ReasonCounters};
 use super::open::Sizes;
 use super::pins::{PinDir, remove_maps};
 use super::policy::KernelPolicy;
-use crate::config::{Config, Namespaces};
+use crate::config::{Answer, Config, Enforce, Namespaces};
 
 /// The eBPF programs and maps, as the build made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT"));
@@ -27,6 +27,7 @@ pub struct Loaded {
     pub policy: KernelPolicy,
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
+    pub answers: AnswerCounters,
     pub events: RingBuf<MapData>,
     /// What a person should know about what was found and done.
     pub notes: Vec<String>,
@@ -65,6 +66,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
     Ok(Loaded {
         policy,
         reasons: ReasonCounters::new(take(&mut ebpf, pinned::REASONS)?),
+        answers: AnswerCounters::new(take(&mut ebpf, map::ANSWERS)?),
         losses: LossCounters::new(take(&mut ebpf, map::LOSSES)?),
         events: take(&mut ebpf, map::EVENTS)?,
         ebpf,
@@ -91,6 +93,7 @@ fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
         .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
         .map_max_entries(map::SOCKETS, config.capture.max_connections)
         .override_global(global::SOCK_OFFSETS, &offsets, true)
+        .override_global(global::ANSWER_INTERVAL, &answer_interval_ns(&config.enforce), true)
         .override_global(global::ONLY_NAMESPACE, &only_namespace, true)
         .load(OBJECT)
         .context("the kernel does not accept Portcullis' maps; `portcullis doctor` may say why")
@@ -109,6 +112,14 @@ fn entries_of(config: &Config) -> [(&'static str, u32); 3] {
     ]
 }
 
+/// From one answer to the next, on each processor; 0 for none.
+fn answer_interval_ns(enforce: &Enforce) -> u64 {
+    match enforce.answer {
+        Answer::Silence => 0,
+        Answer::Reset => 1_000_000_000 / u64::from(enforce.answers_per_second.max(1)),
+    }
+}
+
 /// The number that the kernel knows the agent's network namespace by (namespaces(7)).
 fn own_network_namespace() -> Result<u32> {
     let path = "/proc/self/ns/net";
@@ -116,7 +127,7 @@ fn own_network_namespace() -> Result<u32> {
     u32::try_from(inode).with_context(|| format!("{path} has an inode of more than 32 bits"))
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
 where
     M: TryFrom<Map, Error = aya::maps::MapError>,
 {

@@ -4,6 +4,7 @@
 //! PIN_DIR/maps-vN/NAME           the policy maps of ABI version N
 //! PIN_DIR/unfinished-vN/NAME     those that are to replace them
 //! PIN_DIR/links/INTERFACE@HOOK   the attached programs
+//! PIN_DIR/links/@sk-lookup       the one that steers connections
 //! ```
 
 use std::fs;
@@ -18,6 +19,8 @@ use super::attach::{Hook, remove_filter};
 use super::bpffs::{make_pin_dir, names_in};
 
 const MAPS_PREFIX: &str = "maps-v";
+/// No hook of an interface is called so.
+const STEERING: &str = "@sk-lookup";
 
 pub(super) struct PinDir(PathBuf);
 
@@ -51,6 +54,27 @@ impl PinDir {
 
     pub fn link(&self, interface: &str, hook: Hook) -> PathBuf {
         self.links().join(format!("{}@{}", encode(interface), hook.name()))
+    }
+
+    pub fn steering(&self) -> PathBuf {
+        self.links().join(STEERING)
+    }
+
+    /// Where a link is pinned that is to replace the one at [`Self::steering`].
+    pub fn unfinished_steering(&self) -> PathBuf {
+        self.links().join(format!("{STEERING}-unfinished"))
+    }
+
+    /// Whether something was steered.
+    pub fn remove_steering(&self) -> Result<bool> {
+        let mut removed = false;
+        for path in [self.steering(), self.unfinished_steering()] {
+            if path.exists() {
+                remove_file(&path)?;
+                removed = true;
+            }
+        }
+        Ok(removed)
     }
 
     pub fn pinned_links(&self) -> Result<Vec<LinkPin>> {
@@ -118,6 +142,9 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
     for link in pins.pinned_links()? {
         remove_file(&link.path)?;
         detached.links.push(format!("{} {}", link.interface, link.hook.name()));
+    }
+    if pins.remove_steering()? {
+        detached.links.push("steering sk-lookup".to_owned());
     }
     for interface in interfaces()? {
         if remove_filter(&interface) {

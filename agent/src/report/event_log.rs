@@ -56,6 +56,16 @@ pub enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         after_ms: Option<f64>,
     },
+    /// Connections of a client that is now blocked were closed.
+    SocketsClosed {
+        ts: Timestamp,
+        /// The decision behind it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        closed: u64,
+        /// Connections that the kernel would not close.
+        failed: u64,
+    },
     /// An operator's command through the control socket.
     Operator {
         ts: Timestamp,

@@ -24,6 +24,14 @@ enum Family {
     BlockCapacity,
     BlockReserve,
     BlockFailures,
+    Answers,
+    SocketsClosed,
+    SocketFailures,
+    Steered,
+    TarpitHeld,
+    TarpitConnections,
+    TarpitSeconds,
+    TarpitBytes,
     Libraries,
     Connections,
     Actors,
@@ -40,8 +48,46 @@ enum Family {
 
 use Family::*;
 
+/// Name, help and labels of a family.
+type About = (&'static str, &'static str, &'static [&'static str]);
+
+const ANSWERS: About = (
+    "portcullis_answers_total",
+    "Dropped packets by the answer they got, where answers are configured.",
+    &["answer"],
+);
+const SOCKETS_CLOSED: About = (
+    "portcullis_sockets_closed_total",
+    "Connections of blocked clients that were closed on this host.",
+    &[],
+);
+const SOCKET_FAILURES: About = (
+    "portcullis_socket_close_failures_total",
+    "Connections of blocked clients that could not be closed.",
+    &[],
+);
+const STEERED: About = (
+    "portcullis_steered_connections_total",
+    "Connections of deceived clients: to the decoy, or refused because none listened.",
+    &["result"],
+);
+const TARPIT_HELD: About =
+    ("portcullis_tarpit_connections_held", "Connections that the tarpit holds.", &[]);
+const TARPIT_CONNECTIONS: About = (
+    "portcullis_tarpit_connections_total",
+    "Connections that the tarpit took, and gave up for newer ones.",
+    &["result"],
+);
+const TARPIT_SECONDS: About = (
+    "portcullis_tarpit_held_seconds_total",
+    "How long the tarpit held connections, of those that ended.",
+    &[],
+);
+const TARPIT_BYTES: About =
+    ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
+
 impl Family {
-    const ALL: [Family; 21] = [
+    const ALL: [Family; 29] = [
         BuildInfo,
         Uptime,
         Interfaces,
@@ -51,6 +97,14 @@ impl Family {
         BlockCapacity,
         BlockReserve,
         BlockFailures,
+        Answers,
+        SocketsClosed,
+        SocketFailures,
+        Steered,
+        TarpitHeld,
+        TarpitConnections,
+        TarpitSeconds,
+        TarpitBytes,
         Libraries,
         Connections,
         Actors,
@@ -65,8 +119,7 @@ impl Family {
         EventLog,
     ];
 
-    /// Name, help and labels.
-    const fn about(self) -> (&'static str, &'static str, &'static [&'static str]) {
+    const fn about(self) -> About {
         match self {
             BuildInfo => ("portcullis_build_info", "Version of the agent.", &["version"]),
             Uptime => ("portcullis_uptime_seconds", "Time since the agent started.", &[]),
@@ -97,6 +150,14 @@ impl Family {
                 "Blocks that could not be written to the kernel.",
                 &[],
             ),
+            Answers => ANSWERS,
+            SocketsClosed => SOCKETS_CLOSED,
+            SocketFailures => SOCKET_FAILURES,
+            Steered => STEERED,
+            TarpitHeld => TARPIT_HELD,
+            TarpitConnections => TARPIT_CONNECTIONS,
+            TarpitSeconds => TARPIT_SECONDS,
+            TarpitBytes => TARPIT_BYTES,
             Libraries => {
                 ("portcullis_tls_libraries_attached", "TLS library files with probes in them.", &[])
             }
@@ -158,6 +219,18 @@ impl Family {
             BlockCapacity => count(of.blocks.capacity),
             BlockReserve => count(of.blocks.operator_reserve),
             BlockFailures => count(of.blocks.failed),
+            Answers => by_name(&of.answers, |&count| count),
+            SocketsClosed => count(of.sockets.closed),
+            SocketFailures => count(of.sockets.failed),
+            Steered => pair([("decoy", of.decoy.steered), ("refused", of.decoy.refused)]),
+            TarpitHeld => count(of.decoy.held),
+            TarpitConnections => {
+                pair([("accepted", of.decoy.accepted), ("evicted", of.decoy.evicted)])
+            }
+            TarpitSeconds => count(of.decoy.held_s),
+            TarpitBytes => {
+                pair([("read", of.decoy.bytes_read), ("written", of.decoy.bytes_written)])
+            }
             Libraries => count(of.libraries_attached),
             Connections => count(of.connections),
             Actors => count(of.actors),
@@ -231,7 +304,11 @@ fn by_name<'a, T: 'a>(
 }
 
 fn results(good: &str, succeeded: u64, failed: u64) -> Vec<Sample> {
-    vec![Sample::new([good], succeeded as f64), Sample::new(["failure"], failed as f64)]
+    pair([(good, succeeded), ("failure", failed)])
+}
+
+fn pair(values: [(&str, u64); 2]) -> Vec<Sample> {
+    values.map(|(label, value)| Sample::new([label], value as f64)).into()
 }
 
 struct SnapshotCollector {

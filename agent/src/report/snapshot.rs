@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use portcullis_common::answer::Answered;
 use portcullis_common::event::Loss;
 use portcullis_common::policy::{PacketCount, Reason};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,11 @@ pub struct Snapshot {
     /// Packets by the reason they passed or were dropped for ([`Reason::name`]).
     pub packets: BTreeMap<Name, Packets>,
     pub blocks: Blocks,
+    /// What became of dropped packets that could be answered ([`Answered::name`]).
+    pub answers: BTreeMap<Name, u64>,
+    /// Connections of blocked clients.
+    pub sockets: Sockets,
+    pub decoy: Decoy,
     /// TLS library files with probes in them.
     pub libraries_attached: u64,
     /// Connections whose HTTP is being followed.
@@ -81,6 +87,34 @@ pub struct Blocks {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sockets {
+    pub closed: u64,
+    /// Connections that could not be closed, or not even be looked for.
+    pub failed: u64,
+}
+
+/// Clients that are deceived.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decoy {
+    /// Connections that were steered to the decoy.
+    pub steered: u64,
+    /// Connections that were refused because no decoy listened.
+    pub refused: u64,
+    /// Connections that the tarpit holds now.
+    pub held: u64,
+    /// Connections that the tarpit has accepted.
+    pub accepted: u64,
+    /// Connections that the tarpit gave up for newer ones.
+    pub evicted: u64,
+    /// Of the tarpit's connections that have ended.
+    pub held_s: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+    /// Why there is no decoy at the moment.
+    pub problem: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloads {
     pub succeeded: u64,
     pub failed: u64,
@@ -104,6 +138,9 @@ impl Snapshot {
             interfaces: Vec::new(),
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
+            answers: Answered::ALL.map(|a| (a.name().into(), 0)).into(),
+            sockets: Sockets::default(),
+            decoy: Decoy::default(),
             libraries_attached: 0,
             connections: 0,
             actors: 0,

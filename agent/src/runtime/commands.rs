@@ -10,6 +10,7 @@ use super::core::Core;
 use super::policy::Refusal;
 use crate::decide::{RECOVERED, Which, subject_of};
 use crate::decision::Decision;
+use crate::decoy;
 use crate::detect::{self, counter::FINDINGS};
 use crate::enforce::{Block, PolicyMaps, Target};
 use crate::http::Counter;
@@ -17,7 +18,9 @@ use crate::report::control::{
     AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
 use crate::report::event_log::Event;
-use crate::report::snapshot::{Blocks, Interface, Lost, Packets, Reloads, Snapshot};
+use crate::report::snapshot::{
+    Blocks, Decoy, Interface, Lost, Packets, Reloads, Snapshot, Sockets,
+};
 
 impl<P: PolicyMaps> Core<P> {
     /// Never fails: what goes wrong is an answer.
@@ -211,6 +214,10 @@ impl<P: PolicyMaps> Core<P> {
             operator_reserve: usage.reserve.into(),
             failed: self.totals.blocks_failed,
         };
+        self.socket_counters(&mut snapshot);
+        if let Some(decoy) = &self.decoy {
+            snapshot.decoy = decoy_counts(decoy.counts());
+        }
         if let Err(error) = self.kernel_counters(&mut snapshot) {
             return Response::error(ErrorKind::Failed, format!("{error:#}"));
         }
@@ -221,11 +228,23 @@ impl<P: PolicyMaps> Core<P> {
         Response::Status(Box::new(snapshot))
     }
 
+    fn socket_counters(&self, snapshot: &mut Snapshot) {
+        let counts = self.closer.as_ref().map(|closer| closer.counts()).unwrap_or_default();
+        snapshot.sockets = Sockets { closed: counts.closed, failed: counts.failed };
+        for (name, events) in [
+            ("socket_closings_no_room", counts.queue_full),
+            ("socket_closings_unfinished", counts.unfinished),
+        ] {
+            snapshot.losses.insert(name.into(), Lost { events, bytes: 0 });
+        }
+    }
+
     fn kernel_counters(&self, snapshot: &mut Snapshot) -> anyhow::Result<()> {
         for count in self.reasons.all()? {
             let packets = Packets { packets: count.packets, bytes: count.bytes };
             snapshot.packets.insert(count.name.into(), packets);
         }
+        snapshot.answers = self.answers.all()?.map(|(name, count)| (name.into(), count)).into();
         for count in self.losses.all()? {
             let lost = Lost { events: count.packets, bytes: count.bytes };
             snapshot.losses.insert(count.name.into(), lost);
@@ -259,6 +278,20 @@ impl<P: PolicyMaps> Core<P> {
             lost("libraries_refused", state.libraries_refused);
             snapshot.libraries_attached = state.attached() as u64;
         }
+    }
+}
+
+fn decoy_counts(counts: decoy::Counts) -> Decoy {
+    Decoy {
+        steered: counts.steered,
+        refused: counts.refused,
+        held: counts.held,
+        accepted: counts.accepted,
+        evicted: counts.evicted,
+        held_s: counts.seconds,
+        bytes_read: counts.bytes_read,
+        bytes_written: counts.bytes_written,
+        problem: counts.problem,
     }
 }
 

@@ -16,11 +16,13 @@ use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::decide::HostGuards;
 use crate::decision::{Action, Decision};
+use crate::decoy::Decoy;
 use crate::enforce::PolicyMaps;
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
-use crate::kernel::{self, Attachment, Count, LossCounters, ReasonCounters};
+use crate::kernel::sockets::{CloseSockets, Spared};
+use crate::kernel::{self, AnswerCounters, Attachment, Count, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
 use crate::time::Timestamp;
@@ -39,6 +41,9 @@ pub(super) struct Parts<P> {
     pub maps: P,
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
+    pub answers: AnswerCounters,
+    /// `None` where connections can't be closed.
+    pub closer: Option<Box<dyn CloseSockets>>,
     pub log: EventLog,
 }
 
@@ -55,9 +60,14 @@ pub(super) struct Core<P> {
     pub(super) maps: P,
     pub(super) reasons: ReasonCounters,
     pub(super) losses: LossCounters,
+    pub(super) answers: AnswerCounters,
+    pub(super) closer: Option<Box<dyn CloseSockets>>,
+    /// Whose connections are never closed, as the kernel's policy has it.
+    pub(super) spared: Arc<Spared>,
     pub(super) log: EventLog,
     pub(super) attachments: Vec<Attachment>,
     pub(super) probes: Option<Probes>,
+    pub(super) decoy: Option<Decoy>,
     pub(super) recent: Recent,
     pub(super) totals: Totals,
     started: Instant,
@@ -83,7 +93,8 @@ pub(super) struct Totals {
 
 impl<P: PolicyMaps> Core<P> {
     pub fn new(parts: Parts<P>) -> Result<Self> {
-        let Parts { config_path, config, host, maps, reasons, losses, log } = parts;
+        let Parts { config_path, config, host, maps, reasons, losses, answers, closer, log } =
+            parts;
         let effective = Arc::new(config.clone());
         // The key lives as long as the agent, so nobody can later tell what was hashed.
         let key = CredentialKey::new(&random::<32>()?);
@@ -102,9 +113,13 @@ impl<P: PolicyMaps> Core<P> {
             maps,
             reasons,
             losses,
+            answers,
+            closer,
+            spared: Arc::default(),
             log,
             attachments: Vec::new(),
             probes: None,
+            decoy: None,
             recent: Recent::default(),
             totals: Totals::default(),
             started: now,
@@ -132,6 +147,10 @@ impl<P: PolicyMaps> Core<P> {
 
     pub fn set_probes(&mut self, probes: Probes) {
         self.probes = Some(probes);
+    }
+
+    pub fn set_decoy(&mut self, decoy: Decoy) {
+        self.decoy = Some(decoy);
     }
 
     pub fn uptime(&self) -> Duration {
@@ -276,6 +295,7 @@ impl<P: PolicyMaps> Core<P> {
         if let Err(error) = self.maps.sweep() {
             tracing::error!("expired blocks can't be removed: {error:#}");
         }
+        self.tell_closures();
         let instant = Instant::now();
         if instant >= self.next_host_refresh {
             self.next_host_refresh = instant + HOST_REFRESH;

@@ -10,11 +10,13 @@ mod core;
 mod policy;
 mod recent;
 mod reload;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
@@ -25,8 +27,10 @@ use tokio::task::JoinSet;
 
 use self::core::{Core, Parts};
 use crate::capture::probes::{Probes, missing_tracepoints};
-use crate::config::Config;
+use crate::config::{Answer, Config};
+use crate::decoy::Decoy;
 use crate::host::HostAddresses;
+use crate::kernel::sockets::{CloseSockets, Closer};
 use crate::kernel::{self, Attachment};
 use crate::report::control::{Call, ControlSocket, Server};
 use crate::report::event_log::EventLog;
@@ -106,17 +110,23 @@ fn start(
         maps: loaded.policy,
         reasons: loaded.reasons,
         losses: loaded.losses,
+        answers: loaded.answers,
+        closer: closer(),
         log,
     })?;
     // The policy is whole before the first packet meets it.
     let attachments = {
         let config = core.config();
-        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces)?
+        let answers = config.enforce.answer == Answer::Reset;
+        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces, answers)?
     };
     attachments.iter().for_each(tell);
     core.set_attachments(attachments);
 
     let config = core.config();
+    if let Some(decoy) = decoy(&mut loaded.ebpf, &config)? {
+        core.set_decoy(decoy);
+    }
     if config.capture.enabled && can_capture()? {
         core.set_probes(Probes::start(loaded.ebpf, "/proc".into(), &config.capture)?);
     }
@@ -138,6 +148,32 @@ fn can_capture() -> Result<bool> {
         );
     }
     Ok(missing.is_empty())
+}
+
+/// Steers to the decoy, or no longer does.
+fn decoy(ebpf: &mut Ebpf, config: &Config) -> Result<Option<Decoy>> {
+    let pin_dir = &config.kernel.pin_dir;
+    if !config.decoy.enabled {
+        if kernel::detach_steering(pin_dir)? {
+            tracing::info!("connections are no longer steered to a decoy");
+        }
+        return Ok(None);
+    }
+    let steering = kernel::attach_steering(ebpf, pin_dir)?;
+    let how = if steering.taken_over { "took over" } else { "started" };
+    tracing::info!("{how} the steering of connections to the decoy");
+    Decoy::start(&config.decoy, steering).map(Some)
+}
+
+/// Not being able to close connections keeps nobody from being blocked.
+fn closer() -> Option<Box<dyn CloseSockets>> {
+    match Closer::start(&[]) {
+        Ok(closer) => Some(Box::new(closer)),
+        Err(error) => {
+            tracing::warn!("{error:#}");
+            None
+        }
+    }
 }
 
 fn tell(attachment: &Attachment) {

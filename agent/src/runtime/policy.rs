@@ -1,5 +1,6 @@
 //! Decisions and configuration into the kernel's policy, and out of it again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,6 +10,7 @@ use crate::config::Config;
 use crate::decide::{Lifted, OPERATOR, Refused, UNTIL_LIFTED, Which, recovered, subject_of};
 use crate::decision::{Action, Decision, Mode, Origin, Subject};
 use crate::enforce::{Block, EnforceError, PolicyMaps, Target, carry_out};
+use crate::kernel::sockets::Spared;
 use crate::report::event_log::Event;
 use crate::time::Timestamp;
 
@@ -29,6 +31,8 @@ impl<P: PolicyMaps> Core<P> {
         allowed.extend(&guards.trusted_proxies);
         allowed.extend(self.host.all().map(IpNet::from));
         self.maps.set_allowed(&allowed)?;
+        self.spared =
+            Arc::new(Spared { networks: allowed, local_ports: guards.failsafe_tcp_ports.clone() });
         self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)
     }
 
@@ -106,6 +110,7 @@ impl<P: PolicyMaps> Core<P> {
             self.totals.blocks_failed += 1;
             return Err(error.into());
         }
+        self.close_sockets(&decision);
         for id in earlier {
             let lifted = self.pipeline.lift(Which::Id(&id), now);
             self.tell_lifts(&lifted);
@@ -142,7 +147,10 @@ impl<P: PolicyMaps> Core<P> {
         }
         let ttl = Some(Duration::from_secs(decision.ttl_s));
         match carry_out(&mut self.maps, decision, ttl, Origin::Automatic) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.close_sockets(decision);
+                true
+            }
             Err(error) => {
                 self.totals.blocks_failed += 1;
                 tracing::error!("a decision can't be carried out: {error:#}");

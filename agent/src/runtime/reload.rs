@@ -104,6 +104,9 @@ fn keep_fixed(config: &mut Config, running: &Config) {
     config.capture.network_namespaces = running.capture.network_namespaces;
     config.capture.ring_bytes = running.capture.ring_bytes;
     config.capture.max_connections = running.capture.max_connections;
+    config.enforce.answer = running.enforce.answer;
+    config.enforce.answers_per_second = running.enforce.answers_per_second;
+    config.decoy = running.decoy.clone();
     config.detect.max_actors = running.detect.max_actors;
     config.report.control_socket.clone_from(&running.report.control_socket);
     config.report.control_group.clone_from(&running.report.control_group);
@@ -132,6 +135,13 @@ mod tests {
         max_connections = 100
         [detect]
         max_actors = 1000
+        [enforce]
+        answer = "reset"
+        answers_per_second = 5
+        [decoy]
+        enabled = true
+        listener = "127.0.0.1:8081"
+        max_connections = 7
         [report]
         control_socket = "/run/elsewhere.sock"
         control_group = "adm"

@@ -470,7 +470,7 @@ fn columns_count_characters() {
     refuses(
         "interfaces=['a']\n# ü\n\"ü\" = 1\nkernel = { \"ü\" = 1, attach = 'x' }",
         &[
-            r#"3:1: "ü": unknown key; known here: mode, interfaces, block, kernel, capture, guards, service, detect, decide, report"#,
+            r#"3:1: "ü": unknown key; known here: mode, interfaces, block, kernel, capture, guards, service, detect, decide, enforce, decoy, report"#,
             r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed"#,
             r#"4:30: kernel.attach: is "x", but must be "auto", "xdp-native", "xdp-generic", "tc" or "clsact""#,
         ],

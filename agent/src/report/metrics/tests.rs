@@ -1,8 +1,8 @@
 use super::*;
 use crate::decision::Mode;
 use crate::report::snapshot::{
-    Blocks as BlocksOf, EventLogCount, Interface, Lost, Packets as PacketsOf, Reloads as ReloadsOf,
-    Snapshot,
+    Blocks as BlocksOf, Decoy, EventLogCount, Interface, Lost, Packets as PacketsOf,
+    Reloads as ReloadsOf, Snapshot, Sockets,
 };
 
 fn snapshot() -> Snapshot {
@@ -11,6 +11,19 @@ fn snapshot() -> Snapshot {
     of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
     of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
     of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
+    of.answers.insert("reset".into(), 6);
+    of.sockets = Sockets { closed: 17, failed: 1 };
+    of.decoy = Decoy {
+        steered: 21,
+        refused: 2,
+        held: 5,
+        accepted: 20,
+        evicted: 3,
+        held_s: 3_600,
+        bytes_read: 4_096,
+        bytes_written: 720,
+        problem: None,
+    };
     of.libraries_attached = 2;
     of.connections = 11;
     of.actors = 9;

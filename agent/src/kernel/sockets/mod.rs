@@ -1,0 +1,13 @@
+//! TCP sockets of this host: closing those that a blocked client has open, finding one that
+//! listens.
+
+mod close;
+mod closer;
+mod diag;
+mod filter;
+mod listener;
+mod wire;
+
+pub use close::{Closing, Flow, Peers, Spared};
+pub use closer::{CloseSockets, Closer, Closure, Counts};
+pub use listener::{Listener, Listeners, find_listeners};

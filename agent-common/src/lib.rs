@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod event;
+pub mod fingerprint;
 pub mod gate;
 pub mod layout;
 pub mod names;

@@ -8,6 +8,7 @@ pub mod kind {
     pub const TLS_CLOSED: u32 = 2;
     pub const FIRST_DROP: u32 = 3;
     pub const EXEC: u32 = 4;
+    pub const CLIENT_HELLO: u32 = 5;
 }
 
 /// Which way plaintext went through the TLS library ([`TlsData::direction`]).
@@ -72,6 +73,82 @@ pub struct Exec {
     pub kind: u32,
     pub pid: u32,
     pub time_ns: u64,
+}
+
+/// A TLS ClientHello whose fingerprint is not known. `len` bytes follow: those of the flow from the
+/// header of the first record to the end of the hello.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClientHello {
+    pub kind: u32,
+    pub len: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    pub flow: FlowKey,
+    /// See [`crate::fingerprint`].
+    pub fingerprint: u64,
+}
+
+/// What became of ClientHellos: an index into the per-CPU counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HelloCount {
+    /// Its flow has its fingerprint.
+    Fingerprinted = 0,
+    /// It is not a hello after all, or contradicts itself.
+    Malformed = 1,
+    /// Longer than [`crate::fingerprint::MAX_HELLO`], or of too many records.
+    TooLong = 2,
+    /// More than [`crate::fingerprint::MAX_ITEMS`].
+    TooManyValues = 3,
+    /// Its segments came in too wild an order.
+    TooManyPieces = 4,
+    /// Unfinished when another took its place.
+    Evicted = 5,
+    /// A segment was not read, as another CPU was at work in its place.
+    Contended = 6,
+    /// A segment is shorter than its headers say.
+    Unreadable = 7,
+    /// The kernel could not note the fingerprint of the flow.
+    NotKept = 8,
+    /// Of an unknown fingerprint, but its sources have used up what they may report in a second.
+    Unreported = 9,
+    /// … but the ring buffer was full.
+    RingFull = 10,
+}
+
+impl HelloCount {
+    pub const COUNT: u32 = 11;
+    pub const ALL: [HelloCount; Self::COUNT as usize] = [
+        HelloCount::Fingerprinted,
+        HelloCount::Malformed,
+        HelloCount::TooLong,
+        HelloCount::TooManyValues,
+        HelloCount::TooManyPieces,
+        HelloCount::Evicted,
+        HelloCount::Contended,
+        HelloCount::Unreadable,
+        HelloCount::NotKept,
+        HelloCount::Unreported,
+        HelloCount::RingFull,
+    ];
+
+    /// The name under which metrics and the command line show it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            HelloCount::Fingerprinted => "fingerprinted",
+            HelloCount::Malformed => "malformed",
+            HelloCount::TooLong => "too_long",
+            HelloCount::TooManyValues => "too_many_values",
+            HelloCount::TooManyPieces => "too_many_pieces",
+            HelloCount::Evicted => "evicted",
+            HelloCount::Contended => "contended",
+            HelloCount::Unreadable => "unreadable",
+            HelloCount::NotKept => "not_kept",
+            HelloCount::Unreported => "unreported",
+            HelloCount::RingFull => "ring_full",
+        }
+    }
 }
 
 /// What capture could not report: an index into the per-CPU loss counters. The counters hold

@@ -32,6 +32,7 @@ assert_layout! {
     event::TlsClosed: 24, 8;
     event::FirstDrop: 40, 8;
     event::Exec: 16, 8;
+    event::ClientHello: 64, 8;
     settings::PrefixSet: 40, 8;
     settings::Settings: 136, 8;
     settings::SockOffsets: 40, 4;
@@ -67,6 +68,7 @@ mod pod {
         event::TlsClosed,
         event::FirstDrop,
         event::Exec,
+        event::ClientHello,
         settings::PrefixSet,
         settings::Settings,
         settings::SockOffsets,

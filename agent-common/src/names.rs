@@ -51,6 +51,9 @@ pub mod map {
     pub const CALLS: &str = "PC_CALLS";
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
+    pub const STARTS: &str = "PC_STARTS";
+    pub const HELLOS: &str = "PC_HELLOS";
+    pub const HELLO_COUNTS: &str = "PC_HELLO_COUNTS";
     pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
     pub const DECOY: &str = "PC_DECOY";
     pub const STEERED: &str = "PC_STEERED";
@@ -107,6 +110,12 @@ pub mod capacity {
     pub const CONJUNCTIONS: u32 = 65_536;
     pub const SCOPE_ADDRESSES: u32 = 1_024;
     pub const ALLOW: u32 = 16_384;
+    /// A power of two.
+    pub const STARTS: u32 = 1 << 18;
+    /// Hellos put together at the same time; a power of two.
+    pub const HELLOS: u32 = 512;
+    /// Budgets that sources share for reports of hellos; a power of two.
+    pub const HELLO_BUDGETS: u32 = 256;
     pub const CALLS: u32 = 16_384;
     pub const CONNECTIONS: u32 = 65_536;
     /// In bytes; a power of two and a multiple of the page size.

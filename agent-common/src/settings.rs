@@ -8,6 +8,9 @@ pub const MAX_VLAN_TAGS: usize = 4;
 /// IPv6 extension headers that the header walk follows (RFC 8200, section 4).
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
+/// Hellos of unknown fingerprint that a CPU reports in a second of the sources that share a budget.
+pub const REPORTS_PER_SECOND: u32 = 8;
+
 /// Value of the settings map, one per host. Userspace writes it in place, field by field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

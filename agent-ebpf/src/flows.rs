@@ -23,8 +23,8 @@ pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
 
 /// Lets the packets of the flow through the gate, to where its rules are.
 #[inline(always)]
-pub fn open_gate(packet: &Packet, settings: &Settings) {
-    let (word, mask) = gate_bit(packet.flow_hash(settings.seed), settings);
+pub fn open_gate(hash: u64, settings: &Settings) {
+    let (word, mask) = gate_bit(hash, settings);
     for word in [word, word.wrapping_add(settings.flow_gate_words)] {
         if let Some(word) = PC_FLOW_GATE.get_ptr_mut(word) {
             // SAFETY: an aligned u64 of the map.

@@ -39,6 +39,7 @@ mod extension {
 
 /// An address by words, each with its bytes as the packet has them. An array of bytes the
 /// compiler would build byte by byte, on the stack, with calls of `memset`.
+#[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Address([u32; 4]);
 
@@ -60,18 +61,6 @@ impl Address {
     #[inline(always)]
     fn from_v6(address: [[u8; 4]; 4]) -> Self {
         Self(address.map(u32::from_ne_bytes))
-    }
-
-    /// See [`Packet::blurred`].
-    #[inline(always)]
-    fn blurred(self, zero: u32) -> Self {
-        let [a, b, c, d] = self.0;
-        Self([
-            a.wrapping_add(zero),
-            b.wrapping_add(zero),
-            c.wrapping_add(zero),
-            d.wrapping_add(zero),
-        ])
     }
 
     /// Whether it is IPv4 in mapped form, as both are one key.
@@ -113,6 +102,7 @@ impl Address {
 }
 
 /// What the policy needs of a packet.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub source: Address,
@@ -124,25 +114,6 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Adds 0 to everything, without the verifier knowing that it is 0: so all packets are alike to it
-    /// from here on, and it does not follow each way here further.
-    #[inline(always)]
-    pub fn blurred(self, zero: u32) -> Self {
-        let Self { source, destination, port, source_port, tcp } = self;
-        Self {
-            source: source.blurred(zero),
-            destination: destination.blurred(zero),
-            port: Port(port.0.wrapping_add(zero)),
-            source_port: source_port.wrapping_add(zero),
-            tcp: Tcp {
-                flags: tcp.flags.wrapping_add(zero),
-                sequence: tcp.sequence.wrapping_add(zero),
-                payload_at: tcp.payload_at.wrapping_add(zero),
-                payload_len: tcp.payload_len.wrapping_add(zero),
-            },
-        }
-    }
-
     /// The flow it belongs to; means nothing where `port` is none.
     #[inline(always)]
     pub fn flow(&self) -> FlowKey {
@@ -166,6 +137,7 @@ impl Packet {
 }
 
 /// Of a TCP segment (RFC 9293, section 3.1); all zero for everything else.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Tcp {
     /// FIN, SYN, RST, PSH, ACK, URG from the lowest bit on.
@@ -192,6 +164,7 @@ impl Tcp {
 
 /// A transport protocol and a port in host byte order, in one register: the verifier follows
 /// that where it loses an `Option` of two fields.
+#[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Port(u32);
 

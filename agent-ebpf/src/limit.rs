@@ -6,12 +6,13 @@ use portcullis_common::{
     gate,
     net::flow_hash,
     policy::{BUCKETS_OF_SET, COST_SHIFT, unit},
+    settings::Settings,
 };
 
 use crate::{
     atomic,
     maps::{PC_BUCKETS, PC_LIMITS},
-    policy::Judged,
+    policy::Work,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,15 +29,15 @@ const TRIES: u32 = 16;
 
 /// Takes what `packet` needs from the limit at `index`, of the rule at `rule`.
 #[inline(always)]
-pub fn take(index: u32, rule: u32, packet: &Judged<'_>) -> Taken {
+pub fn take(index: u32, rule: u32, work: &Work, settings: &Settings) -> Taken {
     let Some(limit) = PC_LIMITS.get_ptr_mut(index) else { return Taken::Within };
     // SAFETY: a pointer into a map value stays valid while the program runs, and only userspace
     // writes these fields.
     let (cost, tolerance_ns, counted, client_prefix) =
         unsafe { ((*limit).cost, (*limit).tolerance_ns, (*limit).unit, (*limit).client_prefix) };
     let cost_ns = match counted {
-        unit::BYTES => cost.wrapping_mul(packet.len) >> COST_SHIFT,
-        unit::CONNECTIONS if !packet.packet.tcp.opens() => return Taken::Within,
+        unit::BYTES => cost.wrapping_mul(work.len) >> COST_SHIFT,
+        unit::CONNECTIONS if !work.packet.tcp.opens() => return Taken::Within,
         _ => cost >> COST_SHIFT,
     };
     // SAFETY: the helper takes no arguments.
@@ -46,7 +47,7 @@ pub fn take(index: u32, rule: u32, packet: &Judged<'_>) -> Taken {
         // SAFETY: an aligned u64 of the map value.
         request.take_from(unsafe { &raw mut (*limit).arrival_ns })
     } else {
-        request.take_of_client(client(client_prefix, rule, packet), packet)
+        request.take_of_client(client(client_prefix, rule, work, settings), settings)
     };
     match taken {
         Taken::Within => {}
@@ -60,15 +61,15 @@ pub fn take(index: u32, rule: u32, packet: &Judged<'_>) -> Taken {
 
 /// Seeded hash of the rule and of the part of the source that is one client.
 #[inline(always)]
-fn client(client_prefix: u32, rule: u32, packet: &Judged<'_>) -> u64 {
-    let source = packet.packet.source;
+fn client(client_prefix: u32, rule: u32, work: &Work, settings: &Settings) -> u64 {
+    let source = work.packet.source;
     let len = if source.is_v4() {
         96 + ((client_prefix & 0xff) - 1).min(32)
     } else {
         ((client_prefix >> 8 & 0xff) - 1).min(128)
     };
     let prefix = gate::masked(source.halves(), len);
-    flow_hash(prefix, [0, 0], u64::from(rule), packet.settings.seed)
+    flow_hash(prefix, [0, 0], u64::from(rule), settings.seed)
 }
 
 /// What one packet asks of a bucket.
@@ -109,8 +110,8 @@ impl Request {
     /// time has passed. A client that is at its limit has a time yet to come, so that no number of
     /// others can put it out of the table.
     #[inline(always)]
-    fn take_of_client(self, client: u64, packet: &Judged<'_>) -> Taken {
-        let set = (client >> 32) as u32 & packet.settings.bucket_sets.wrapping_sub(1);
+    fn take_of_client(self, client: u64, settings: &Settings) -> Taken {
+        let set = (client >> 32) as u32 & settings.bucket_sets.wrapping_sub(1);
         let Some(set) = PC_BUCKETS.get_ptr_mut(set) else { return Taken::Within };
         let (mut own, mut free) = (NOWHERE, NOWHERE);
         for slot in 0..BUCKETS_OF_SET {
@@ -122,8 +123,8 @@ impl Request {
                     (&raw const (*bucket).arrival_ns).read_volatile(),
                 )
             };
-            own = select(holder == client, slot, own, packet);
-            free = select(arrival <= self.now, slot, free, packet);
+            own = select(holder == client, slot, own, settings);
+            free = select(arrival <= self.now, slot, free, settings);
         }
         if own != NOWHERE {
             // SAFETY: a slot of the map value, as the mask says.
@@ -148,6 +149,8 @@ const NOWHERE: usize = BUCKETS_OF_SET;
 
 /// `yes` or `no`, which the verifier does not know.
 #[inline(always)]
-fn select(which: bool, yes: usize, no: usize, packet: &Judged<'_>) -> usize {
-    packet.opaque(if which { yes } else { no } as u32) as usize
+fn select(which: bool, yes: usize, no: usize, settings: &Settings) -> usize {
+    let chosen = if which { yes } else { no };
+    // SAFETY: a field of a map value, read as often as it is written here.
+    chosen.wrapping_add(unsafe { (&raw const settings.zero).read_volatile() } as usize)
 }

@@ -7,6 +7,7 @@
 
 mod answer;
 mod atomic;
+mod client_hello;
 mod flows;
 mod headers;
 mod limit;

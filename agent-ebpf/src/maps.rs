@@ -9,7 +9,8 @@ use aya_ebpf::{
 };
 use portcullis_common::{
     answer::Answered,
-    event::Loss,
+    event::{ClientHello, HelloCount, Loss},
+    fingerprint::{MAX_HELLO, Parser},
     gate::V4_WORDS,
     names::capacity,
     net::{Addr, FlowInfo, FlowKey},
@@ -20,6 +21,8 @@ use portcullis_common::{
     settings::Settings,
     steer::{Steered, slot},
 };
+
+use crate::policy::Work;
 
 /// What happens to whose packets. Not LRU, as are none of the policy's maps: only userspace removes
 /// a rule. Userspace writes it through memory that it shares.
@@ -102,6 +105,10 @@ pub static PC_ALLOW: LpmTrie<Addr, u32> =
 #[map]
 pub static PC_SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// The packet that this CPU is judging.
+#[map]
+pub static PC_WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
 #[map]
 pub static PC_REASONS: PerCpuArray<PacketCount> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 
@@ -145,6 +152,91 @@ pub static PC_SOCKETS: LruHashMap<u64, Owner> =
 /// The number of the next connection.
 #[map]
 pub static PC_NEXT_ID: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Where the bytes of flows begin: the upper half of the flow's hash, and the sequence number. Any
+/// flow may lose its slot to another: a SYN costs one store, whoever sends it.
+#[map]
+pub static PC_STARTS: Array<u64> = Array::with_max_entries(capacity::STARTS, 0);
+
+/// Hellos of which more is to come.
+#[map]
+pub static PC_HELLOS: Array<Assembly> = Array::with_max_entries(capacity::HELLOS, 0);
+
+/// For the packet at hand.
+#[map]
+pub static PC_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Hellos reported in a second: the second, and the number, by a hash of the source.
+#[map]
+pub static PC_HELLO_BUDGETS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(capacity::HELLO_BUDGETS, 0);
+
+/// What became of hellos, by [`HelloCount`].
+#[map]
+pub static PC_HELLO_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HelloCount::COUNT, 0);
+
+/// Pieces of a hello that may wait for what is missing before them.
+pub const MAX_RECEIVED: usize = 8;
+
+#[repr(C)]
+pub struct Scratch {
+    pub segment: Segment,
+    pub info: FlowInfo,
+    pub assembly: Assembly,
+}
+
+/// A TCP segment that may be part of a hello. In a map rather than on the stack: else the verifier
+/// would go through all that is done with it once for each arrangement of headers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Segment {
+    pub flow: FlowKey,
+    /// [`FlowKey::hash`].
+    pub hash: u64,
+    /// Of the first byte of the payload.
+    pub sequence: u32,
+    /// Offset in the frame.
+    pub payload_at: u32,
+    pub payload_len: u32,
+    /// Not 0 when it is a SYN.
+    pub opens: u32,
+}
+
+/// A hello, as far as it has come.
+#[repr(C)]
+pub struct Assembly {
+    /// 1 while a CPU works on it.
+    pub lock: u64,
+    /// When it got its last segment, on the coarse clock; 0 when the place is free.
+    pub used_ns: u64,
+    pub parser: Parser,
+    /// Sequence number of the first byte.
+    pub first: u32,
+    /// How many bytes have come without a gap.
+    pub contiguous: u32,
+    /// `client_hello::reassembly::Outcome`.
+    pub outcome: u32,
+    pub reserved: u32,
+    pub received: [Received; MAX_RECEIVED],
+    /// Whose it is, and in front of the data what it is reported with. Its kind is 0 when the place is
+    /// free.
+    pub event: ClientHello,
+    /// Twice as long as what it holds: the verifier sees a piece copied to any offset below `MAX_HELLO`,
+    /// and of any length up to there.
+    pub data: [u8; 2 * MAX_HELLO as usize],
+}
+
+/// A piece behind a gap, from offset to offset; none when it ends at 0.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Received {
+    pub start: u32,
+    pub end: u32,
+}
+
+impl Received {
+    pub const NONE: Self = Self { start: 0, end: 0 };
+}
 
 /// A thread's call of the TLS library, between its entry and its return.
 #[repr(C)]

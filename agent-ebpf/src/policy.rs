@@ -4,20 +4,19 @@
 //! Rules are looked up first, because almost no packet has one; what goes before them in the order of
 //! policy is looked up only for the packets they name. The verdicts are the same.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use portcullis_common::{
-    policy::{Reason, port},
+    policy::{NO_RULE, Reason, port},
     settings::{Settings, feature},
 };
 
 use crate::{
-    flows,
+    client_hello, flows,
     headers::{self, IPPROTO_TCP, Packet, Port},
-    maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS},
+    maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS, PC_WORK},
     packet::{Anywhere, Frame, InPlace},
     prefixes::{self, Candidates},
+    rules::Outcome,
     search, steer,
 };
 
@@ -31,35 +30,35 @@ pub enum Verdict {
 
 #[inline(always)]
 pub fn verdict(frame: impl Frame) -> Verdict {
-    // An array of one has a first element.
+    // Arrays of one have a first element.
     let Some(settings) = PC_SETTINGS.get(0) else { return Verdict::Pass };
-    let zero = zero(settings);
-    let len = frame.len();
-    let mut packet = MaybeUninit::uninit();
-    let mut reason = walk_in_place(frame, &mut packet, zero);
+    let Some(work) = PC_WORK.get_ptr_mut(0) else { return Verdict::Pass };
+    // SAFETY: this CPU's value of a per-CPU array, and packet programs do not interrupt each other.
+    let work = unsafe { &mut *work };
+    work.len = frame.len();
+    let mut reason = walk_in_place(frame, &mut work.packet);
     if reason == Reason::PassTruncated {
-        reason = walk_anywhere(frame, &mut packet, zero);
+        reason = walk_anywhere(frame, &mut work.packet);
     }
     let outcome = match reason {
-        // SAFETY: the walk has written the packet.
-        Reason::PassNoMatch => judge(unsafe { packet.assume_init_ref() }, len, settings),
+        Reason::PassNoMatch => judge(frame, work, settings),
         other => other as u32,
     };
-    count(outcome, len);
+    count(outcome, work.len);
     if DROPS >> (outcome & 31) & 1 != 0 { Verdict::Drop } else { Verdict::Pass }
 }
 
-/// Writes the packet of the frame, and returns [`Reason::PassNoMatch`]; or the reason to pass a frame that has none.
-/// [`Reason::PassTruncated`] when something was not where it could be read in place: that is so for a
-/// short frame, but also for a long one whose headers lie in a fragment of the buffer.
+/// Writes the packet of the frame, and returns [`Reason::PassNoMatch`]; or the reason to pass a frame
+/// that has none. [`Reason::PassTruncated`] when something was not where it could be read in place:
+/// that is so for a short frame, but also for a long one whose headers lie in a fragment of the buffer.
 ///
 /// A function of its own, for the stack it needs; like the next.
 #[inline(never)]
-fn walk_in_place(frame: impl Frame, packet: &mut MaybeUninit<Packet>, zero: u32) -> Reason {
+fn walk_in_place(frame: impl Frame, packet: &mut Packet) -> Reason {
     match headers::walk(&InPlace::of(&frame)) {
         Ok(Packet { port: Port::OUT_OF_REACH, .. }) => Reason::PassTruncated,
         Ok(walked) => {
-            packet.write(walked.blurred(zero));
+            *packet = walked;
             Reason::PassNoMatch
         }
         Err(reason) => reason,
@@ -68,68 +67,88 @@ fn walk_in_place(frame: impl Frame, packet: &mut MaybeUninit<Packet>, zero: u32)
 
 /// As [`walk_in_place`], wherever the bytes lie.
 #[inline(never)]
-fn walk_anywhere(frame: impl Frame, packet: &mut MaybeUninit<Packet>, zero: u32) -> Reason {
+fn walk_anywhere(frame: impl Frame, packet: &mut Packet) -> Reason {
     match headers::walk(&Anywhere(frame)) {
         Ok(walked) => {
-            packet.write(walked.blurred(zero));
+            *packet = walked;
             Reason::PassNoMatch
         }
         Err(reason) => reason,
     }
 }
 
+/// The number of the reason. A source that is dropped already is not looked at for its fingerprint.
 #[inline(always)]
-fn judge(packet: &Packet, len: u64, settings: &Settings) -> u32 {
-    let mut candidates = prefixes::candidates(packet.source, settings);
-    let has_flow_rules = flows::may_have_rules(packet, settings);
-    if candidates.are_none() && !has_flow_rules {
-        return Reason::PassNoMatch as u32;
+fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
+    work.outcome = Outcome::NONE;
+    prefixes::find(work.packet.source, settings, &mut work.candidates);
+    let mut is_prepared = false;
+    if !work.candidates.are_none() {
+        work.prepare(settings);
+        is_prepared = true;
+        work.stage = search::PREFIXES;
+        search::run(work);
+        if work.outcome.is_final() {
+            return work.outcome.number();
+        }
     }
-    candidates.blur(zero(settings));
-    judge_closely(packet, len, &candidates, has_flow_rules)
+    if settings.features & feature::FINGERPRINTS != 0 {
+        client_hello::observe(frame, &work.packet);
+    }
+    if flows::may_have_rules(&work.packet, settings) {
+        if !is_prepared {
+            work.prepare(settings);
+        }
+        work.stage = search::FLOW;
+        search::run(work);
+    }
+    if work.outcome.number() == Reason::PassSteered as u32 && work.packet.tcp.opens() {
+        steer::remember(&work.packet);
+    }
+    work.outcome.number()
 }
 
-/// Judges a packet that may have rules; returns the number of the reason. A function of its own, for the stack it needs.
-#[inline(never)]
-fn judge_closely(packet: &Packet, len: u64, candidates: &Candidates, has_flow_rules: bool) -> u32 {
-    let Some(settings) = PC_SETTINGS.get(0) else { return Reason::PassNoMatch as u32 };
-    let judged = Judged::of(packet, len, settings);
-    let outcome = search::run(&judged, *candidates, has_flow_rules).number();
-    if outcome == Reason::PassSteered as u32 && packet.tcp.opens() {
-        steer::remember(packet);
-    }
-    outcome
-}
-
-/// A packet that may have rules, and what they depend on.
-pub struct Judged<'a> {
-    pub packet: &'a Packet,
+/// A packet being judged, and how far that has come. It lies in a map and not on the stack: of what it
+/// reads from a map, the verifier knows nothing, and so does not walk through what follows once for
+/// each way that led there.
+#[repr(C)]
+pub struct Work {
+    pub packet: Packet,
     /// Of the frame, with its link header.
     pub len: u64,
-    /// The scopes it is in.
+    /// The scopes the packet is in.
     pub scopes: u64,
-    /// Its destination is a failsafe port.
-    pub is_failsafe: bool,
     /// On the clock of rules' expiry.
     pub now_ns: u64,
-    pub settings: &'a Settings,
+    /// 1 if its destination is a failsafe port.
+    pub is_failsafe: u32,
+    /// What the rules have said so far.
+    pub outcome: Outcome,
+    /// Lengths of prefixes that are still to be looked up.
+    pub candidates: Candidates,
+    /// Of the flow, once it is known.
+    pub fingerprint: u64,
+    /// Rules that are still to be applied, before anything else is looked up.
+    pub rule: u32,
+    pub listed: u32,
+    /// A rule that has been applied, but for its limit.
+    pub limited: u32,
+    /// The kind of subjects that is looked up ([`search`]).
+    pub stage: u32,
 }
 
-impl<'a> Judged<'a> {
-    /// `number`, without the verifier knowing which that is.
+impl Work {
+    /// Finds out what rules depend on.
     #[inline(always)]
-    pub fn opaque(&self, number: u32) -> u32 {
-        number.wrapping_add(zero(self.settings))
-    }
-
-    #[inline(always)]
-    fn of(packet: &'a Packet, len: u64, settings: &'a Settings) -> Self {
+    fn prepare(&mut self, settings: &Settings) {
+        (self.rule, self.listed, self.limited, self.fingerprint) = (NO_RULE, NO_RULE, NO_RULE, 0);
         let mut scopes = u64::MAX;
         let mut is_failsafe = false;
-        if packet.port.is_known()
-            && let Some(said) = PC_PORTS.get(u32::from(packet.port.number()))
+        let port = self.packet.port;
+        if port.is_known()
+            && let Some(said) = PC_PORTS.get(u32::from(port.number()))
         {
-            let failsafe = match packet.port.protocol() {
+            let failsafe = match port.protocol() {
                 IPPROTO_TCP => port::FAILSAFE_TCP,
                 _ => port::FAILSAFE_UDP,
             };
@@ -138,20 +157,14 @@ impl<'a> Judged<'a> {
         }
         if settings.features & feature::ADDRESS_SCOPES != 0 {
             // SAFETY: the value is copied at once.
-            let listed = unsafe { PC_SCOPE_ADDRS.get(packet.destination.addr()) };
+            let listed = unsafe { PC_SCOPE_ADDRS.get(self.packet.destination.addr()) };
             scopes &= settings.any_address_scopes | listed.copied().unwrap_or(0);
         }
+        self.scopes = scopes;
+        self.is_failsafe = u32::from(is_failsafe);
         // SAFETY: the helper takes no arguments.
-        let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-        Self { packet, len, scopes, is_failsafe, now_ns, settings }
+        self.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     }
-}
-
-/// 0, which the verifier does not know.
-#[inline(always)]
-pub fn zero(settings: &Settings) -> u32 {
-    // SAFETY: a field of a map value, read as often as it is written here.
-    unsafe { (&raw const settings.zero).read_volatile() }
 }
 
 #[inline(always)]

@@ -9,10 +9,10 @@ use portcullis_common::{
 use crate::{
     headers::Address,
     maps::{PC_PREFIX_GATE, PC_V4_GATE},
-    policy::zero,
 };
 
 /// Lengths of prefixes that may name an address; IPv4's as those of the mapped form, 96 to 128.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Candidates {
     /// Bit `n` for length `n`, 0 to 63 and 64 to 127.
@@ -23,15 +23,6 @@ pub struct Candidates {
 
 impl Candidates {
     const NONE: Self = Self { lengths: [0; 2], whole: 0 };
-
-    /// As [`crate::headers::Packet::blurred`].
-    #[inline(always)]
-    pub fn blur(&mut self, zero: u32) {
-        let [first, second] = &mut self.lengths;
-        for word in [first, second, &mut self.whole] {
-            *word = word.wrapping_add(u64::from(zero));
-        }
-    }
 
     #[inline(always)]
     pub fn are_none(&self) -> bool {
@@ -92,32 +83,27 @@ const fn positions() -> [u8; 64] {
     positions
 }
 
-/// What the gates leave of the lengths that occur.
+/// Writes what the gates leave of the lengths that occur.
 #[inline(always)]
-pub fn candidates(source: Address, settings: &Settings) -> Candidates {
+pub fn find(source: Address, settings: &Settings, found: &mut Candidates) {
     let set = settings.active_set & 1;
+    *found = Candidates::NONE;
     let prefixes = &settings.prefixes[set as usize];
     if source.is_v4() {
         let bit = gate::v4_bit(source.v4());
         let word = PC_V4_GATE.get(set * gate::V4_WORDS + bit.word);
-        if word.is_none_or(|word| word & bit.mask == 0) {
-            return Candidates::NONE;
+        if word.is_none_or(|word| word & bit.mask != 0) {
+            *found = Candidates::of(source, &prefixes.lengths);
         }
-        return Candidates::of(source, &prefixes.lengths);
+    } else {
+        find_v6(source.halves(), set, settings, found);
     }
-    let mut found = Candidates::NONE;
-    find_v6(&source, set, settings, &mut found);
-    found
 }
 
 /// A function of its own, for the stack it needs.
 #[inline(never)]
-fn find_v6(source: &Address, set: u32, settings: &Settings, found: &mut Candidates) {
+fn find_v6(halves: [u64; 2], set: u32, settings: &Settings, found: &mut Candidates) {
     let prefixes = &settings.prefixes[(set & 1) as usize];
-    // Not known to be nothing, or the verifier would follow each combination of classes.
-    let nothing = u64::from(zero(settings));
-    *found = Candidates { lengths: [nothing; 2], whole: nothing };
-    let halves = source.halves();
     for class in 0..CLASSES {
         if prefixes.classes >> class & 1 == 0 {
             continue;

@@ -1,14 +1,18 @@
 //! Into the ring buffer, or, when it is full, into the loss counters.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid,
+    generated::{bpf_ktime_get_ns, bpf_ringbuf_output},
+};
 use portcullis_common::{
-    event::{Exec, FirstDrop, Loss, TlsClosed, kind},
-    net::Addr,
+    event::{ClientHello, Exec, FirstDrop, HelloCount, Loss, TlsClosed, kind},
+    fingerprint::MAX_HELLO,
+    net::{Addr, FlowInfo, FlowKey},
 };
 
 use crate::{
-    atomic,
-    maps::{PC_EVENTS, PC_LOSSES},
+    atomic, client_hello,
+    maps::{Assembly, PC_EVENTS, PC_LOSSES},
 };
 
 /// Counts one lost report and the bytes of plaintext in it.
@@ -45,6 +49,30 @@ pub fn closed(connection: u64) {
 pub fn exec() {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     output(&Exec { kind: kind::EXEC, pid, time_ns: now() });
+}
+
+/// Reports the hello of an assembly, which is this CPU's or locked.
+#[inline(always)]
+pub fn client_hello(assembly: *mut Assembly, flow: &FlowKey, info: &FlowInfo) {
+    // SAFETY: a pointer into a map value stays valid while the program runs; the data lies right
+    // behind the event, and there are more than `MAX_HELLO` bytes of it.
+    let reported = unsafe {
+        let len = u64::from((*assembly).parser.consumed());
+        if len > u64::from(MAX_HELLO) {
+            return;
+        }
+        let event = &raw mut (*assembly).event;
+        (*event).kind = kind::CLIENT_HELLO;
+        (*event).len = len as u32;
+        (*event).time_ns = info.seen_ns;
+        (*event).flow = *flow;
+        (*event).fingerprint = info.fingerprint;
+        let ring = (&raw const PC_EVENTS).cast_mut().cast();
+        bpf_ringbuf_output(ring, event.cast(), size_of::<ClientHello>() as u64 + len, 0)
+    };
+    if reported != 0 {
+        client_hello::count(HelloCount::RingFull);
+    }
 }
 
 #[inline(always)]

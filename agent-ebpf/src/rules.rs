@@ -1,20 +1,21 @@
 //! What one rule says of a packet.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use portcullis_common::policy::{EVERYWHERE, Reason, Rule, action, flag};
+use portcullis_common::{
+    policy::{EVERYWHERE, Reason, Rule, action, flag},
+    settings::Settings,
+};
 
-use crate::{atomic, limit, maps::PC_ALLOW, policy::Judged, report};
+use crate::{atomic, limit, maps::PC_ALLOW, policy::Work, report};
 
 /// The reason so far for what becomes of a packet: a [`Reason`] as a number, compared without branches,
 /// each of which would double what the verifier walks through.
+#[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Outcome(u32);
 
 impl Outcome {
-    #[inline(always)]
-    pub fn none(packet: &Judged<'_>) -> Self {
-        Self(packet.opaque(Reason::PassNoMatch as u32))
-    }
+    pub const NONE: Self = Self(Reason::PassNoMatch as u32);
 
     const FINAL: u32 = 1 << Reason::PassAllowed as u32
         | 1 << Reason::PassFailsafe as u32
@@ -42,10 +43,10 @@ impl Outcome {
         self.0
     }
 
-    /// The stronger of this and `reason`; the new one where they are alike.
+    /// The stronger of this and what a rule says; the latter where they are alike.
     #[inline(always)]
-    pub fn and(self, reason: Reason, packet: &Judged<'_>) -> Self {
-        let new = packet.opaque(reason as u32);
+    pub fn and(self, reason: Reason) -> Self {
+        let new = reason as u32;
         let difference = Self::rank_of(new).wrapping_sub(Self::rank_of(self.0));
         // All ones when the new one is weaker.
         let mask = (difference as i64 >> 63) as u32;
@@ -72,28 +73,28 @@ pub enum Said {
 
 /// Applies `rule`.
 #[inline(always)]
-pub fn apply(rule: *mut Rule, packet: &Judged<'_>) -> Said {
+pub fn apply(rule: *mut Rule, work: &Work) -> Said {
     // SAFETY: a pointer into a map value stays valid while the program runs, and only userspace
     // writes these fields.
     let (expires_ns, scopes, what, flags) =
         unsafe { ((*rule).expires_ns, (*rule).scopes, (*rule).action, (*rule).flags) };
-    if scopes != EVERYWHERE && scopes & packet.scopes == 0 {
+    if scopes != EVERYWHERE && scopes & work.scopes == 0 {
         return Said::Nothing;
     }
-    if expires_ns <= packet.now_ns {
+    if expires_ns <= work.now_ns {
         return Said::Reason(Reason::PassExpired);
     }
     if flags & flag::CHECK_ALLOWED != 0
-        && PC_ALLOW.get(Key::new(128, packet.packet.source.addr())).is_some()
+        && PC_ALLOW.get(Key::new(128, work.packet.source.addr())).is_some()
     {
         return Said::Reason(Reason::PassAllowed);
     }
-    if packet.is_failsafe {
+    if work.is_failsafe != 0 {
         return Said::Reason(Reason::PassFailsafe);
     }
     // SAFETY: both counters are aligned u64s of the map value.
     let is_first = unsafe {
-        atomic::add(&raw mut (*rule).bytes, packet.len);
+        atomic::add(&raw mut (*rule).bytes, work.len);
         // Two CPUs may both find theirs to be the first; the one that reads it takes the earlier.
         let is_first = (&raw const (*rule).packets).read_volatile() == 0;
         atomic::add(&raw mut (*rule).packets, 1);
@@ -110,17 +111,17 @@ pub fn apply(rule: *mut Rule, packet: &Judged<'_>) -> Said {
     }
     if is_first {
         // SAFETY: as above.
-        report::first_drop(packet.packet.source.addr(), unsafe { (*rule).id });
+        report::first_drop(work.packet.source.addr(), unsafe { (*rule).id });
     }
     Said::Reason(Reason::DropDenied)
 }
 
 /// Takes the packet from the limit of `rule`, which is at `index`.
 #[inline(always)]
-pub fn limit(rule: *mut Rule, index: u32, packet: &Judged<'_>) -> Reason {
+pub fn limit(rule: *mut Rule, index: u32, work: &Work, settings: &Settings) -> Reason {
     // SAFETY: as in `apply`.
     let (limit, flags) = unsafe { ((*rule).limit, (*rule).flags) };
-    match limit::take(limit, index, packet) {
+    match limit::take(limit, index, work, settings) {
         limit::Taken::Within | limit::Taken::NoRoom => Reason::PassWithinLimit,
         limit::Taken::Exceeded if flags & flag::OBSERVE != 0 => Reason::PassCountOnly,
         limit::Taken::Exceeded => Reason::DropLimited,

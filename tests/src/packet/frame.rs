@@ -61,6 +61,14 @@ pub enum Transport {
         source: u16,
         destination: u16,
     },
+    /// A segment of TCP at a certain place.
+    Segment {
+        source: u16,
+        destination: u16,
+        sequence: u32,
+        /// FIN, SYN, RST, PSH, ACK, URG from the lowest bit on.
+        flags: u8,
+    },
     Udp {
         source: u16,
         destination: u16,
@@ -74,7 +82,7 @@ pub enum Transport {
 impl Transport {
     fn protocol(self, is_v6: bool) -> u8 {
         match self {
-            Self::Tcp { .. } => protocol::TCP,
+            Self::Tcp { .. } | Self::Segment { .. } => protocol::TCP,
             Self::Udp { .. } => protocol::UDP,
             Self::Icmp if is_v6 => protocol::ICMPV6,
             Self::Icmp => protocol::ICMP,
@@ -188,6 +196,14 @@ impl Frame {
         bytes
     }
 
+    /// Where it goes.
+    pub fn destination(&self) -> IpAddr {
+        match self.source {
+            IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1).into(),
+        }
+    }
+
     /// Where the IP header begins.
     pub fn network_at(&self) -> usize {
         ETHERNET_LEN + 4 * self.tags.len()
@@ -248,7 +264,12 @@ impl Frame {
             return self.payload.clone();
         }
         let (mut header, checksum_at) = match self.transport {
-            Transport::Tcp { source, destination } => (tcp(source, destination), Some(16)),
+            Transport::Tcp { source, destination } => {
+                (tcp(source, destination, 1_000, 0x18), Some(16))
+            }
+            Transport::Segment { source, destination, sequence, flags } => {
+                (tcp(source, destination, sequence, flags), Some(16))
+            }
             Transport::Udp { source, destination } => {
                 (udp(source, destination, self.payload.len()), Some(6))
             }
@@ -273,12 +294,12 @@ impl Frame {
     }
 }
 
-/// RFC 9293, section 3.1: a segment with ACK and PSH.
-fn tcp(source: u16, destination: u16) -> Vec<u8> {
+/// RFC 9293, section 3.1.
+fn tcp(source: u16, destination: u16, sequence: u32, flags: u8) -> Vec<u8> {
     let mut header = [source.to_be_bytes(), destination.to_be_bytes()].concat();
-    header.extend(1_000_u32.to_be_bytes());
+    header.extend(sequence.to_be_bytes());
     header.extend(2_000_u32.to_be_bytes());
-    header.extend([5 << 4, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
+    header.extend([5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     header
 }
 

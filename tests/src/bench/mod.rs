@@ -1,6 +1,7 @@
 //! The benchmarks, by the names that `cargo xtask bench` takes.
 
 mod block;
+mod client_hello;
 mod empty_probes;
 pub mod report;
 mod tls;

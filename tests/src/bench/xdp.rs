@@ -14,6 +14,7 @@ use portcullis_common::names::{capacity, program};
 use portcullis_common::policy::Reason;
 
 use super::Effort;
+use super::client_hello;
 use super::report::{Better, Case, Report, Summary};
 use super::xdp_filter::XdpFilter;
 use crate::netns::Lab;
@@ -31,6 +32,8 @@ const XDP_PASS: u32 = 2;
 
 /// Of xdp-filter's time, on a hit as on a miss.
 const TARGET: f64 = 0.65;
+/// Nanoseconds that a hello may cost.
+const CLIENT_HELLO_TARGET: f64 = 1_500.0;
 
 pub fn run(effort: Effort) -> Result<Report> {
     let rounds = if effort.quick { 2 } else { 8 };
@@ -73,7 +76,24 @@ pub fn run(effort: Effort) -> Result<Report> {
         target: TARGET,
         better: Better::Lower,
     });
-    Ok(Report { bench: "xdp", rounds, cases: cases.collect() })
+    let mut cases: Vec<_> = cases.collect();
+    cases.push(client_hello_case(rounds, repeat)?);
+    Ok(Report { bench: "xdp", rounds, cases })
+}
+
+fn client_hello_case(rounds: usize, repeat: u32) -> Result<Case> {
+    let added = on_one_cpu(|| client_hello::measure(rounds, repeat))?;
+    for (what, added) in [("a hello of 1,800 bytes", &added.long_hello), ("no hello", &added.other)] {
+        eprintln!("xdp: fingerprints, {what}: {:.1} ns more", Summary::of(added).median);
+    }
+    Ok(Case {
+        name: "client_hello",
+        unit: "ns/packet",
+        ours: Summary::of(&added.hello),
+        peer: None,
+        target: CLIENT_HELLO_TARGET,
+        better: Better::Lower,
+    })
 }
 
 fn kernel_with_blocks() -> Result<Kernel> {

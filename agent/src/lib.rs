@@ -13,6 +13,7 @@ pub mod decoy;
 pub mod detect;
 pub mod enforce;
 pub mod finding;
+pub mod fingerprint;
 pub mod flow;
 pub mod host;
 pub mod http;

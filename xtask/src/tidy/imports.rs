@@ -10,7 +10,8 @@ use super::tokens::{self, NamedPath};
 const DATA: [&str; 5] = ["config", "decision", "finding", "time", "transaction"];
 
 /// What each room of the pipeline may use beside itself.
-const PIPELINE: [(&str, &[&str]); 5] = [
+const PIPELINE: [(&str, &[&str]); 6] = [
+    ("fingerprint", &["time"]),
     ("flow", &["config", "time"]),
     ("http", &["config", "flow", "time", "transaction"]),
     ("detect", &["config", "decision", "finding", "time", "transaction"]),

@@ -4,7 +4,7 @@ use super::Breach;
 use super::source::Source;
 use super::tokens::{self, NamedPath};
 
-const PURE: [&str; 5] = ["flow", "http", "detect", "decide", "pipeline"];
+const PURE: [&str; 6] = ["fingerprint", "flow", "http", "detect", "decide", "pipeline"];
 
 /// Beginnings of paths that do IO.
 const IO: &[&[&str]] = &[

@@ -42,16 +42,19 @@ pub struct Subject {
     pub ip: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidr: Option<IpNet>,
+    /// TLS client fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ja4: Option<Arc<str>>,
 }
 
 impl Subject {
     /// A client by its address. An IPv6 client moves within its /64, so that is what is named.
     pub fn client(ip: IpAddr) -> Self {
         match ip.to_canonical() {
-            ip @ IpAddr::V4(_) => Self { ip: Some(ip), cidr: None },
+            ip @ IpAddr::V4(_) => Self { ip: Some(ip), ..Self::default() },
             ip @ IpAddr::V6(_) => {
                 let net = IpNet::new_assert(ip, 64).trunc();
-                Self { ip: None, cidr: Some(net) }
+                Self { cidr: Some(net), ..Self::default() }
             }
         }
     }
@@ -102,4 +105,22 @@ pub struct Lift {
 pub enum LiftAction {
     #[serde(rename = "lift")]
     Lift,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Subject;
+
+    #[test]
+    fn a_subject_names_its_parts_in_order_and_no_others() {
+        let subject = Subject {
+            ja4: Some("t13d1516h2_8daaf6152771_e5627efa2ab1".into()),
+            ..Subject::client("2001:db8::7".parse().unwrap())
+        };
+        let json = r#"{"cidr":"2001:db8::/64","ja4":"t13d1516h2_8daaf6152771_e5627efa2ab1"}"#;
+        assert_eq!(serde_json::to_string(&subject).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Subject>(json).unwrap(), subject);
+        let client = Subject::client("192.0.2.7".parse().unwrap());
+        assert_eq!(serde_json::to_string(&client).unwrap(), r#"{"ip":"192.0.2.7"}"#);
+    }
 }

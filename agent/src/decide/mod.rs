@@ -461,7 +461,8 @@ pub fn recovered(
         ts: now.truncated_to_millis(),
         id: format!("{rule_id:016x}"),
         action: Action::Drop,
-        subject: subject_of(target).unwrap_or(Subject { ip: None, cidr: Some(target) }),
+        subject: subject_of(target)
+            .unwrap_or_else(|| Subject { cidr: Some(target), ..Subject::default() }),
         service: None,
         ttl_s: strikes::whole_seconds(remaining.unwrap_or(UNTIL_LIFTED)),
         detector: detector.to_owned(),
@@ -476,11 +477,11 @@ pub fn recovered(
 /// The subject that a block of `target` names, if the kernel can block it.
 pub fn subject_of(target: IpNet) -> Option<Subject> {
     if target.prefix_len() == target.max_prefix_len() {
-        return Some(Subject { ip: Some(target.addr()), cidr: None });
+        return Some(Subject { ip: Some(target.addr()), ..Subject::default() });
     }
     match target {
         IpNet::V6(net) if net.prefix_len() == 64 => {
-            Some(Subject { ip: None, cidr: Some(target.trunc()) })
+            Some(Subject { cidr: Some(target.trunc()), ..Subject::default() })
         }
         IpNet::V4(_) | IpNet::V6(_) => None,
     }

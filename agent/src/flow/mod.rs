@@ -3,6 +3,7 @@
 mod position;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 pub use position::{Piece, Position};
 
@@ -25,6 +26,8 @@ pub struct Chunk<'a> {
     /// Bytes that the call moved; more than `data.len()` when the end was cut off.
     pub len: u64,
     pub data: &'a [u8],
+    /// JA4 of the client. Counts on the first chunk of a connection.
+    pub ja4: Option<&'a Arc<str>>,
 }
 
 /// Which way a chunk went, seen from this host's process.

@@ -59,6 +59,7 @@ mod tests {
             offset,
             len,
             data: data.as_bytes(),
+            ja4: None,
         })
     }
 

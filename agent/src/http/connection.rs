@@ -1,5 +1,7 @@
 //! One connection: its place in both directions and what it speaks.
 
+use std::sync::Arc;
+
 use super::Ignore;
 use super::counts::Counter;
 use super::http1::{Context, Http1, Output};
@@ -13,6 +15,8 @@ pub struct Connection {
     write: Position,
     pub last_seen: Timestamp,
     protocol: Protocol,
+    /// Of the client's TLS.
+    pub ja4: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -30,6 +34,10 @@ impl Default for Protocol {
 }
 
 impl Connection {
+    pub fn new(ja4: Option<Arc<str>>) -> Self {
+        Self { ja4, ..Self::default() }
+    }
+
     pub fn chunk(&mut self, cx: &mut Context<'_>) {
         self.last_seen = self.last_seen.max(cx.chunk.ts);
         let side = cx.chunk.side;

@@ -2,8 +2,8 @@
 
 use super::framing::{Framing, MethodKind};
 use super::head::ResponseHead;
+use super::http1::Context;
 use super::request_head::RequestHead;
-use crate::flow::Chunk;
 use crate::time::Timestamp;
 use crate::transaction::{Direction, Transaction};
 
@@ -21,15 +21,9 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// The request with `head`, which ended in `chunk`; at most `excerpt` bytes of its body will
-    /// be kept.
-    pub fn new(
-        id: u64,
-        head: RequestHead,
-        chunk: &Chunk<'_>,
-        direction: Direction,
-        excerpt: usize,
-    ) -> Self {
+    /// The request with `head`, which ended in the chunk of `cx`.
+    pub fn new(id: u64, head: RequestHead, cx: &Context<'_>, direction: Direction) -> Self {
+        let chunk = cx.chunk;
         let (client, server) = match direction {
             Direction::In => (chunk.remote, chunk.local),
             Direction::Out => (chunk.local, chunk.remote),
@@ -37,7 +31,7 @@ impl Exchange {
         Self {
             id,
             kind: head.kind,
-            request_body: Excerpt::new(excerpt),
+            request_body: Excerpt::new(cx.settings.body_excerpt),
             response_body: Excerpt::default(),
             responded: chunk.ts,
             transaction: Transaction {
@@ -49,7 +43,7 @@ impl Exchange {
                 pid: Some(chunk.pid),
                 comm: Some(chunk.comm.to_owned()),
                 container: None,
-                ja4: None,
+                ja4: cx.ja4.clone(),
                 direction,
                 proto: head.proto.to_owned(),
                 // The bytes come from a TLS library.

@@ -123,6 +123,7 @@ impl Run {
                 offset: *position,
                 len: data.len() as u64 + cut,
                 data,
+                ja4: None,
             };
             *position += chunk.len;
             self.http.chunk(&chunk, &mut self.out);

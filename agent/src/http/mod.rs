@@ -129,12 +129,14 @@ impl Http {
 
     /// Takes a chunk; transactions that it completes are appended to `out`.
     pub fn chunk(&mut self, chunk: &Chunk<'_>, out: &mut Vec<Transaction>) {
-        let connection = self.table.get_or_insert_mut(chunk.connection, Connection::default);
+        let connection =
+            self.table.get_or_insert_mut(chunk.connection, || Connection::new(chunk.ja4.cloned()));
         let before = connection.weight();
         connection.chunk(&mut Context {
             settings: &self.settings,
             key: &self.key,
             chunk,
+            ja4: connection.ja4.clone(),
             output: Output { counts: &mut self.counts, transactions: out },
         });
         let after = connection.weight();
@@ -185,6 +187,11 @@ impl Http {
     ) {
         self.buffered = self.buffered.saturating_sub(connection.weight());
         connection.finish(closed, now, &mut Output { counts: &mut self.counts, transactions: out });
+    }
+
+    /// Whether this connection is remembered: whether its next chunk is not its first.
+    pub fn knows(&self, connection: u64) -> bool {
+        self.table.contains(&connection)
     }
 
     /// Connections remembered.

@@ -130,6 +130,16 @@ mod tests {
     }
 
     #[test]
+    fn the_fingerprint_is_read_and_optional() {
+        let with = GOOD.replace("\"x\":1", "\"ja4\":\"t13d1516h2_8daaf6152771_e5627efa2ab1\"");
+        let ja4 = |line: &str| read(line.as_bytes()).unwrap().ja4;
+        assert_eq!(ja4(&with).as_deref(), Some("t13d1516h2_8daaf6152771_e5627efa2ab1"));
+        assert_eq!(ja4(GOOD), None);
+        let written = serde_json::to_string(&read(with.as_bytes()).unwrap()).unwrap();
+        assert_eq!(read(written.as_bytes()), read(with.as_bytes()));
+    }
+
+    #[test]
     fn bad_lines_are_explained_without_their_values() {
         for (line, why) in [
             ("{\"ts\":1}", "missing field `src`"),

@@ -226,6 +226,7 @@ impl<P: PolicyMaps> Core<P> {
             offset: header.offset,
             len: u64::from(header.len),
             data,
+            ja4: None,
         };
         self.http.chunk(&chunk, &mut self.transactions);
         self.judge(ts);

@@ -17,6 +17,7 @@ mod requests;
 mod responses;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::body::{Body, Skip};
 use super::counts::{Counter, Counts};
@@ -37,6 +38,8 @@ pub struct Context<'a> {
     pub key: &'a CredentialKey,
     /// Its time and addresses; the bytes come as a [`Piece`].
     pub chunk: &'a Chunk<'a>,
+    /// JA4 of the connection's client.
+    pub ja4: Option<Arc<str>>,
     pub output: Output<'a>,
 }
 

@@ -72,8 +72,7 @@ impl Http1 {
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
         let body = Body::of_request(head.framing);
-        let excerpt = cx.settings.body_excerpt;
-        let exchange = Exchange::new(id, head, cx.chunk, self.direction(), excerpt);
+        let exchange = Exchange::new(id, head, cx, self.direction());
         let connect = exchange.kind == MethodKind::Connect;
         let has_body = body.is_some();
         self.requests = match body {

@@ -8,6 +8,7 @@ mod tables;
 mod throughput;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Counter, CredentialKey, Http, Settings};
@@ -22,6 +23,7 @@ struct Host {
     now: Timestamp,
     connection: u64,
     positions: HashMap<(u64, Side), u64>,
+    ja4: Option<Arc<str>>,
 }
 
 impl Host {
@@ -36,6 +38,7 @@ impl Host {
             now: Timestamp::from_nanos(1_700_000_000_000_000_000),
             connection: 1,
             positions: HashMap::new(),
+            ja4: None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Host {
             offset,
             len: data.len() as u64 + cut,
             data,
+            ja4: self.ja4.as_ref(),
         };
         self.http.chunk(&chunk, &mut self.out);
         self

@@ -47,6 +47,23 @@ fn a_client_is_recognised_by_what_it_writes() {
 }
 
 #[test]
+fn a_connection_keeps_the_fingerprint_that_it_began_with() {
+    let mut host = Host::new();
+    assert!(!host.http.knows(1));
+    host.ja4 = Some("first".into());
+    host.read(get("/a"));
+    assert!(host.http.knows(1));
+    host.ja4 = Some("later".into());
+    host.write(ok("")).read(get("/b")).write(ok(""));
+    host.on(2).read(get("/c")).write(ok(""));
+    host.ja4 = None;
+    host.on(3).read(get("/d")).write(ok(""));
+    let all: Vec<_> = host.out.iter().map(|t| (t.path.as_str(), t.ja4.as_deref())).collect();
+    let (first, later) = (Some("first"), Some("later"));
+    assert_eq!(all, [("/a", first), ("/b", first), ("/c", later), ("/d", None)]);
+}
+
+#[test]
 fn requests_and_responses_are_paired_in_order() {
     let mut host = Host::new();
     host.read(get("/a") + &get("/b")).write(ok("a"));

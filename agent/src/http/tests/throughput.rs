@@ -35,6 +35,7 @@ fn transactions_per_second() {
                     offset: round * len,
                     len,
                     data: data.as_bytes(),
+                    ja4: None,
                 };
                 http.chunk(&chunk, &mut out);
             }

@@ -1,10 +1,13 @@
 //! What holds for all hellos.
 
+use portcullis_common::fingerprint as kernel;
 use proptest::prelude::*;
 
 use super::spec::Spec;
 use crate::fingerprint::fuzz;
 use crate::fingerprint::{ClientHello, Ja4, Transport};
+
+const SEED: kernel::Seed = kernel::Seed([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
 
 /// Few enough values that equal lists come up, GREASE and extensions with content among them.
 fn number() -> impl Strategy<Value = u16> {
@@ -95,5 +98,60 @@ proptest! {
     fn no_random_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         fuzz::client_hello(&bytes);
         crate::fingerprint::quic::fuzz::quic(&bytes);
+    }
+
+    /// The kernel's key stands for exactly what the raw form says: hellos have equal keys if their
+    /// raw forms are equal, and else do not, and bytes have a key if they have names.
+    #[test]
+    fn the_kernels_key_is_the_raw_form(
+        (a, ciphers, extensions) in spec().prop_flat_map(|spec| {
+            let ciphers = Just(spec.ciphers.clone()).prop_shuffle();
+            let extensions = Just(spec.extensions.clone()).prop_shuffle();
+            (Just(spec), ciphers, extensions)
+        }),
+        other in spec(),
+        which in 0..8,
+    ) {
+        // Close to the first, so that both outcomes come up.
+        let mut b = Spec { ciphers, extensions, ..a.clone() };
+        match which {
+            0 => b.legacy_version = other.legacy_version,
+            1 => b.versions = other.versions,
+            2 => b.protocols = other.protocols,
+            3 => b.signatures = other.signatures,
+            4 => b.ciphers.push(0x2a2a),
+            5 => b.extensions.push(0),
+            6 => b = other,
+            _ => {}
+        }
+        for (transport, name) in [(kernel::Transport::Tcp, Transport::Tcp), (kernel::Transport::Quic, Transport::Quic)] {
+            let key = |spec: &Spec| {
+                let message = spec.message();
+                let bytes = match transport {
+                    kernel::Transport::Tcp => fuzz::records(&message, 1 << 14),
+                    kernel::Transport::Quic => message,
+                };
+                kernel::key(&bytes, transport, SEED).unwrap()
+            };
+            let raw = |spec: &Spec| Ja4::new(&spec.hello(), name).raw();
+            prop_assert_eq!(key(&a) == key(&b), raw(&a) == raw(&b));
+        }
+    }
+
+    /// Both sides read the same bytes, however damaged they are.
+    #[test]
+    fn what_has_a_key_has_names(
+        mut message in spec().prop_map(|spec| spec.message()),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        size in 1usize..600,
+    ) {
+        for (at, byte) in changes {
+            *at.get_mut(&mut message) = byte;
+        }
+        let records = fuzz::records(&message, size);
+        let over_tcp = kernel::key(&records, kernel::Transport::Tcp, SEED);
+        prop_assert_eq!(over_tcp.is_ok(), ClientHello::from_records(&records).is_ok());
+        let over_quic = kernel::key(&message, kernel::Transport::Quic, SEED);
+        prop_assert_eq!(over_quic.is_ok(), ClientHello::from_handshake(&message).is_ok());
     }
 }

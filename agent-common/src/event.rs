@@ -9,6 +9,7 @@ pub mod kind {
     pub const FIRST_DROP: u32 = 3;
     pub const EXEC: u32 = 4;
     pub const CLIENT_HELLO: u32 = 5;
+    pub const QUIC_INITIAL: u32 = 6;
 }
 
 /// Which way plaintext went through the TLS library ([`TlsData::direction`]).
@@ -150,6 +151,20 @@ impl HelloCount {
         }
     }
 }
+/// A datagram that begins with an Initial packet of QUIC. `len` bytes of its payload follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QuicInitial {
+    pub kind: u32,
+    pub len: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    pub flow: FlowKey,
+}
+
+/// The longest payload that is reported of a datagram. One that is longer is cut, and its packets
+/// are read as far as they are whole.
+pub const MAX_QUIC_SAMPLE: usize = 1500;
 
 /// What capture could not report: an index into the per-CPU loss counters. The counters hold
 /// calls and bytes.
@@ -170,10 +185,12 @@ pub enum Loss {
     RingFullWrite = 5,
     /// The ring buffer was full when something else than plaintext was to be told. No bytes.
     RingFullOther = 6,
+    /// A datagram of a new QUIC connection, beyond what is reported in a second. No bytes.
+    QuicUnsampled = 7,
 }
 
 impl Loss {
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
     pub const ALL: [Loss; Self::COUNT as usize] = [
         Loss::RingFullRead,
         Loss::CallTooLong,
@@ -182,6 +199,7 @@ impl Loss {
         Loss::NoSocket,
         Loss::RingFullWrite,
         Loss::RingFullOther,
+        Loss::QuicUnsampled,
     ];
 
     /// The name under which metrics and the command line show the loss.
@@ -194,6 +212,7 @@ impl Loss {
             Loss::NoSocket => "no_socket",
             Loss::RingFullWrite => "ring_full_write",
             Loss::RingFullOther => "ring_full_other",
+            Loss::QuicUnsampled => "quic_unsampled",
         }
     }
 }

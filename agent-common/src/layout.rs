@@ -33,6 +33,7 @@ assert_layout! {
     event::FirstDrop: 40, 8;
     event::Exec: 16, 8;
     event::ClientHello: 64, 8;
+    event::QuicInitial: 56, 8;
     settings::PrefixSet: 40, 8;
     settings::Settings: 136, 8;
     settings::SockOffsets: 40, 4;
@@ -69,6 +70,7 @@ mod pod {
         event::FirstDrop,
         event::Exec,
         event::ClientHello,
+        event::QuicInitial,
         settings::PrefixSet,
         settings::Settings,
         settings::SockOffsets,

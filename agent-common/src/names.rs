@@ -54,6 +54,8 @@ pub mod map {
     pub const STARTS: &str = "PC_STARTS";
     pub const HELLOS: &str = "PC_HELLOS";
     pub const HELLO_COUNTS: &str = "PC_HELLO_COUNTS";
+    pub const QUIC_BUDGET: &str = "PC_QUIC_BUDGET";
+    pub const QUIC_SAMPLE: &str = "PC_QUIC_SAMPLE";
     pub const NEXT_CONNECTION: &str = "PC_NEXT_ID";
     pub const DECOY: &str = "PC_DECOY";
     pub const STEERED: &str = "PC_STEERED";

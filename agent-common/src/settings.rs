@@ -10,6 +10,8 @@ pub const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// Hellos of unknown fingerprint that a CPU reports in a second of the sources that share a budget.
 pub const REPORTS_PER_SECOND: u32 = 8;
+/// Datagrams of new QUIC connections that a CPU reports in a second.
+pub const QUIC_SAMPLES_PER_SECOND: u32 = 500;
 
 /// Value of the settings map, one per host. Userspace writes it in place, field by field.
 #[repr(C)]

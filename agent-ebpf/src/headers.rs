@@ -25,6 +25,9 @@ const ETH_P_QINQ1: u16 = 0x9100;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 
+/// RFC 768.
+const UDP_LEN: usize = 8;
+
 /// Extension headers (RFC 8200 section 4, RFC 6275, RFC 7401, RFC 5533).
 mod extension {
     pub const HOP_BY_HOP: u8 = 0;
@@ -111,6 +114,8 @@ pub struct Packet {
     /// In host byte order; means nothing where `port` is none.
     pub source_port: u32,
     pub tcp: Tcp,
+    /// Offset in the frame of what a UDP datagram carries; 0 for everything else.
+    pub udp_payload_at: u32,
 }
 
 impl Packet {
@@ -210,7 +215,7 @@ impl Network {
     #[inline(always)]
     fn without_transport(self, port: Port) -> Packet {
         let Self { source, destination, .. } = self;
-        Packet { source, destination, port, source_port: 0, tcp: Tcp::NONE }
+        Packet { source, destination, port, source_port: 0, tcp: Tcp::NONE, udp_payload_at: 0 }
     }
 }
 
@@ -347,6 +352,7 @@ fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, network: Network)
         port: Port::new(protocol, u16::from_be_bytes([c, d])),
         source_port: u32::from(u16::from_be_bytes([a, b])),
         tcp,
+        udp_payload_at: if protocol == IPPROTO_UDP { (offset + UDP_LEN) as u32 } else { 0 },
     }
 }
 

@@ -15,6 +15,7 @@ mod maps;
 mod packet;
 mod policy;
 mod prefixes;
+mod quic;
 mod report;
 mod rules;
 mod search;

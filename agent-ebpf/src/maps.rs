@@ -22,7 +22,7 @@ use portcullis_common::{
     steer::{Steered, slot},
 };
 
-use crate::policy::Work;
+use crate::{policy::Work, quic};
 
 /// What happens to whose packets. Not LRU, as are none of the policy's maps: only userspace removes
 /// a rule. Userspace writes it through memory that it shares.
@@ -237,6 +237,13 @@ pub struct Received {
 impl Received {
     pub const NONE: Self = Self { start: 0, end: 0 };
 }
+/// Datagrams of QUIC reported by this CPU: the second, and the number in it.
+#[map]
+pub static PC_QUIC_BUDGET: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// For the datagram at hand.
+#[map]
+pub static PC_QUIC_SAMPLE: PerCpuArray<quic::Sample> = PerCpuArray::with_max_entries(1, 0);
 
 /// A thread's call of the TLS library, between its entry and its return.
 #[repr(C)]

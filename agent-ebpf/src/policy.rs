@@ -16,6 +16,7 @@ use crate::{
     maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS, PC_WORK},
     packet::{Anywhere, Frame, InPlace},
     prefixes::{self, Candidates},
+    quic,
     rules::Outcome,
     search, steer,
 };
@@ -94,6 +95,7 @@ fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
     }
     if settings.features & feature::FINGERPRINTS != 0 {
         client_hello::observe(frame, &work.packet);
+        quic::observe(frame, &work.packet, work.len);
     }
     if flows::may_have_rules(&work.packet, settings) {
         if !is_prepared {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portcullis_common::fingerprint::Seed;
 
 use crate::decision::{Action, Decision, Mode, Origin};
 
@@ -211,7 +212,7 @@ pub enum EnforceError {
 }
 
 /// The kernel's policy maps, or what stands for them in a test.
-pub trait PolicyMaps {
+pub trait PolicyMaps: FingerprintMaps {
     /// Makes a rule of `target`, or replaces the one of the same name; the counters go on when the rule
     /// is the same, or both are listed in the configuration.
     /// When the map is full, a rule that only counts gives way to one that does more.
@@ -270,4 +271,32 @@ pub fn carry_out(
         service: None,
     };
     maps.block(target, block)
+}
+
+/// Where the kernel keeps the TLS fingerprints of clients. Fingerprints are its own numbers for them
+/// ([`portcullis_common::fingerprint`]).
+pub trait FingerprintMaps {
+    /// Whether to look for fingerprints.
+    fn set_fingerprinting(&mut self, on: bool);
+
+    /// What the numbers are computed under.
+    fn seed(&self) -> Seed;
+
+    /// The fingerprints that an earlier agent learned, with their JA4.
+    fn known(&self) -> Vec<(u64, Arc<str>)>;
+
+    /// Forgets the JA4 of a fingerprint, unless there are rules for it: then whether it was forgotten.
+    fn forget(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError>;
+
+    /// The fingerprint of the client's hello on this flow; `None` if it was not seen.
+    fn fingerprint_of(&self, flow: &Flow) -> Option<u64>;
+
+    /// The client's hello on this flow was seen at `seen_ns` (`CLOCK_MONOTONIC`) and has this
+    /// fingerprint: what is said of it holds for the flow.
+    fn set_fingerprint_of(
+        &mut self,
+        flow: &Flow,
+        fingerprint: u64,
+        seen_ns: u64,
+    ) -> Result<(), EnforceError>;
 }

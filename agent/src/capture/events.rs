@@ -1,7 +1,9 @@
 //! Ring buffer records into events.
 
 use aya::Pod;
-use portcullis_common::event::{self, Exec, FirstDrop, TlsClosed, TlsData, kind};
+use portcullis_common::event::{
+    self, ClientHello, Exec, FirstDrop, QuicInitial, TlsClosed, TlsData, kind,
+};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
@@ -9,6 +11,8 @@ pub enum Event<'a> {
     TlsClosed(TlsClosed),
     FirstDrop(FirstDrop),
     Exec(Exec),
+    ClientHello(ClientHello, &'a [u8]),
+    QuicInitial(QuicInitial, &'a [u8]),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,14 +29,26 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
     match read::<u32>(record)?.0 {
         kind::TLS_DATA => {
             let (header, rest) = read::<TlsData>(record)?;
-            let data = rest.get(..header.copied as usize);
-            data.map(|data| Event::TlsData(header, data)).ok_or(DecodeError::Short(record.len()))
+            Ok(Event::TlsData(header, front(rest, header.copied, record)?))
         }
         kind::TLS_CLOSED => Ok(Event::TlsClosed(read(record)?.0)),
         kind::FIRST_DROP => Ok(Event::FirstDrop(read(record)?.0)),
+        kind::CLIENT_HELLO => {
+            let (header, rest) = read::<ClientHello>(record)?;
+            Ok(Event::ClientHello(header, front(rest, header.len, record)?))
+        }
+        kind::QUIC_INITIAL => {
+            let (header, rest) = read::<QuicInitial>(record)?;
+            Ok(Event::QuicInitial(header, front(rest, header.len, record)?))
+        }
         kind::EXEC => Ok(Event::Exec(read(record)?.0)),
         other => Err(DecodeError::Kind(other)),
     }
+}
+
+/// The first `len` bytes of `rest`, which is the end of `record`: the ring buffer rounds lengths up.
+fn front<'a>(rest: &'a [u8], len: u32, record: &[u8]) -> Result<&'a [u8], DecodeError> {
+    rest.get(..len as usize).ok_or(DecodeError::Short(record.len()))
 }
 
 /// The process name of an event, as far as it is text.
@@ -81,6 +97,11 @@ mod tests {
         assert!(matches!(decode(&bytes_of(&closed)), Ok(Event::TlsClosed(c)) if c.connection == 7));
         let drop = FirstDrop { kind: kind::FIRST_DROP, rule_id: 8, ..Default::default() };
         assert!(matches!(decode(&bytes_of(&drop)), Ok(Event::FirstDrop(d)) if d.rule_id == 8));
+        let mut quic =
+            bytes_of(&QuicInitial { kind: kind::QUIC_INITIAL, len: 2, ..Default::default() });
+        assert!(matches!(decode(&quic), Err(DecodeError::Short(56))));
+        quic.extend_from_slice(b"ab and padding");
+        assert!(matches!(decode(&quic), Ok(Event::QuicInitial(_, b"ab"))));
         let exec = Exec { kind: kind::EXEC, pid: 9, ..Default::default() };
         assert!(matches!(decode(&bytes_of(&exec)), Ok(Event::Exec(e)) if e.pid == 9));
     }

@@ -157,6 +157,7 @@ fn status_text(of: &Snapshot) -> String {
     section(&mut text, "Findings", of.findings.iter().map(|(k, v)| (k.as_ref(), *v)));
     section(&mut text, "Decisions", of.decisions.iter().map(|(k, v)| (k.as_ref(), *v)));
     section(&mut text, "Kept back by a guard", of.guarded.iter().map(|(k, v)| (k.as_ref(), *v)));
+    section(&mut text, "fingerprints", of.fingerprints.iter().map(|(k, v)| (k.as_ref(), *v)));
     section(&mut text, "HTTP", of.http.iter().map(|(k, v)| (k.as_ref(), *v)));
     let losses = of.losses.iter().map(|(name, lost)| (name.as_ref(), lost.events));
     let failures = [

@@ -32,7 +32,7 @@ pub struct Learned {
     /// It was not known before.
     pub is_new: bool,
     /// Forgotten to make room for it.
-    pub evicted: Option<u64>,
+    pub evicted: Option<(u64, Known)>,
 }
 
 /// What is known, at most so many; the least recently used goes first.
@@ -66,13 +66,11 @@ impl Table {
             }
             self.forget(key);
         }
-        let evicted = if self.by_key.len() >= self.capacity {
-            self.by_key.peek_lru().map(|(&oldest, _)| oldest)
-        } else {
-            None
-        };
-        if let Some(oldest) = evicted {
-            self.forget(oldest);
+        let mut evicted = None;
+        if self.by_key.len() >= self.capacity
+            && let Some((&oldest, _)) = self.by_key.peek_lru()
+        {
+            evicted = self.forget(oldest).map(|known| (oldest, known));
             self.evicted += 1;
         }
         self.by_ja4.entry(Arc::clone(&known.ja4)).or_default().insert(key);
@@ -81,14 +79,15 @@ impl Table {
         Learned { is_new: true, evicted }
     }
 
-    fn forget(&mut self, key: u64) {
-        let Some(known) = self.by_key.pop(&key) else { return };
+    fn forget(&mut self, key: u64) -> Option<Known> {
+        let known = self.by_key.pop(&key)?;
         if let Some(keys) = self.by_ja4.get_mut(&known.ja4) {
             keys.remove(&key);
             if keys.is_empty() {
                 self.by_ja4.remove(&known.ja4);
             }
         }
+        Some(known)
     }
 
     /// What the kernel calls `key`.

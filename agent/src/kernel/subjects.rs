@@ -161,6 +161,36 @@ impl Subjects {
         Ok(true)
     }
 
+    /// Forgets the JA4 of a fingerprint without rules; whether it did.
+    pub fn forget(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {
+        if self.fingerprints.get(&fingerprint).map_err(refused("fingerprints"))?.is_some() {
+            return Ok(false);
+        }
+        self.known.remove(&fingerprint).map_err(refused("fingerprints seen"))?;
+        if let Some(keys) = self.keys.get_mut(ja4) {
+            keys.retain(|key| *key != fingerprint);
+            if keys.is_empty() {
+                self.keys.remove(ja4);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Notes what is known of a flow, and lets its packets through the gate to the rules of its
+    /// fingerprint, if there are any.
+    pub fn note(
+        &mut self,
+        flow: FlowKey,
+        info: FlowInfo,
+        settings: &Shared<Settings>,
+    ) -> Result<(), MapError> {
+        self.flows.insert(flow, info)?;
+        if self.fingerprints.get(&info.fingerprint)?.is_some() {
+            open_flow_gate(&self.flow_gate, &flow, &settings.get(0));
+        }
+        Ok(())
+    }
+
     /// Turns features off that no rule needs, and makes the gate of flows anew, of one generation:
     /// the other lets pass what this one misses meanwhile.
     pub fn tidy(&self, generation: u32, settings: &Shared<Settings>) -> Result<()> {
@@ -210,7 +240,7 @@ pub(super) fn flow_key(flow: &Flow) -> FlowKey {
     }
 }
 
-pub(super) fn flow_of(key: &FlowKey) -> Flow {
+pub fn flow_of(key: &FlowKey) -> Flow {
     let (server, client) = super::addresses::flow_addresses(key);
     Flow { client, server, is_udp: key.protocol == UDP }
 }

@@ -38,6 +38,7 @@ enum Family {
     Transactions,
     Losses,
     LostBytes,
+    Fingerprints,
     Http,
     Findings,
     Decisions,
@@ -87,7 +88,7 @@ const TARPIT_BYTES: About =
     ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
 
 impl Family {
-    const ALL: [Family; 29] = [
+    const ALL: [Family; 30] = [
         BuildInfo,
         Uptime,
         Interfaces,
@@ -111,6 +112,7 @@ impl Family {
         Transactions,
         Losses,
         LostBytes,
+        Fingerprints,
         Http,
         Findings,
         Decisions,
@@ -174,6 +176,11 @@ impl Family {
                 &["loss"],
             ),
             LostBytes => ("portcullis_lost_bytes_total", "Plaintext that went unseen.", &["loss"]),
+            Fingerprints => (
+                "portcullis_fingerprints_total",
+                "TLS fingerprints of clients, and QUIC datagrams looked at for them.",
+                &["kind"],
+            ),
             Http => ("portcullis_http_total", "What the HTTP parser met.", &["kind"]),
             Findings => ("portcullis_findings_total", "Findings by detector.", &["detector"]),
             Decisions => ("portcullis_decisions_total", "Decisions by action.", &["action"]),
@@ -237,6 +244,7 @@ impl Family {
             Transactions => count(of.transactions),
             Losses => by_name(&of.losses, |lost| lost.events),
             LostBytes => by_name(&of.losses, |lost| lost.bytes),
+            Fingerprints => by_name(&of.fingerprints, |&count| count),
             Http => by_name(&of.http, |&count| count),
             Findings => by_name(&of.findings, |&count| count),
             Decisions => by_name(&of.decisions, |&count| count),

@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub losses: BTreeMap<Name, Lost>,
     /// The HTTP parser's counters, by name.
     pub http: BTreeMap<Name, u64>,
+    /// TLS fingerprints and the hellos of QUIC: what was learned, and what was not and why.
+    pub fingerprints: BTreeMap<Name, u64>,
     /// Findings by detector.
     pub findings: BTreeMap<Name, u64>,
     /// Decisions by action.
@@ -147,6 +149,7 @@ impl Snapshot {
             transactions: 0,
             losses: Loss::ALL.map(|l| (l.name().into(), Lost::default())).into(),
             http: BTreeMap::new(),
+            fingerprints: BTreeMap::new(),
             findings: BTreeMap::new(),
             decisions: BTreeMap::new(),
             guarded: BTreeMap::new(),

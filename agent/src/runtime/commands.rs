@@ -258,6 +258,8 @@ impl<P: PolicyMaps> Core<P> {
         let counts = self.http.counts();
         snapshot.transactions = counts.get(Counter::Transactions);
         snapshot.http = counts.iter().map(|(k, v)| (k.into(), v)).collect();
+        let counts = self.fingerprints.counts();
+        snapshot.fingerprints = counts.map(|(k, v)| (k.into(), v)).collect();
         let totals = &self.totals;
         snapshot.findings = totals.findings.iter().map(|(k, v)| ((*k).into(), *v)).collect();
         snapshot.decisions = totals.decisions.iter().map(|(k, v)| ((*k).into(), *v)).collect();

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use portcullis_common::event::{TlsData, direction};
 
 use super::clock::Clock;
+use super::fingerprints::Fingerprints;
 use super::recent::Recent;
 use crate::capture::events::{self, Event as Captured};
 use crate::capture::probes::Probes;
@@ -57,6 +58,7 @@ pub(super) struct Core<P> {
     pub(super) host: HostAddresses,
     pub(super) http: Http,
     pub(super) pipeline: Pipeline,
+    pub(super) fingerprints: Fingerprints,
     pub(super) maps: P,
     pub(super) reasons: ReasonCounters,
     pub(super) losses: LossCounters,
@@ -101,6 +103,7 @@ impl<P: PolicyMaps> Core<P> {
         let http = Http::new(http_settings(&effective), key);
         let seed = u64::from_ne_bytes(random()?);
         let pipeline = Pipeline::new(Arc::clone(&effective), guards(&host), seed);
+        let fingerprints = Fingerprints::new(maps.known());
         let now = Instant::now();
         let mut core = Self {
             config_path,
@@ -110,6 +113,7 @@ impl<P: PolicyMaps> Core<P> {
             host,
             http,
             pipeline,
+            fingerprints,
             maps,
             reasons,
             losses,
@@ -132,6 +136,8 @@ impl<P: PolicyMaps> Core<P> {
         };
         let config = core.config();
         core.write_policy(&config)?;
+        // Nobody would read what the kernel reports.
+        core.maps.set_fingerprinting(config.capture.enabled);
         core.take_over_blocks()?;
         core.block_configured(&[]);
         Ok(core)
@@ -205,6 +211,8 @@ impl<P: PolicyMaps> Core<P> {
                     probes.process_started(exec.pid);
                 }
             }
+            Ok(Captured::ClientHello(header, records)) => self.client_hello(&header, records),
+            Ok(Captured::QuicInitial(header, payload)) => self.quic_initial(&header, payload),
             Err(error) => {
                 self.totals.undecodable += 1;
                 tracing::debug!("an event can't be read: {error}");
@@ -215,6 +223,9 @@ impl<P: PolicyMaps> Core<P> {
     fn tls_data(&mut self, header: &TlsData, data: &[u8]) {
         let (local, remote) = kernel::flow_addresses(&header.flow);
         let ts = self.clock.at(header.time_ns);
+        // Once for each connection: it costs a system call.
+        let is_new = !self.http.knows(header.connection);
+        let ja4 = if is_new { self.ja4_of(header) } else { None };
         let chunk = Chunk {
             connection: header.connection,
             side: if header.direction == direction::READ { Side::Read } else { Side::Write },
@@ -226,7 +237,7 @@ impl<P: PolicyMaps> Core<P> {
             offset: header.offset,
             len: u64::from(header.len),
             data,
-            ja4: None,
+            ja4: ja4.as_ref(),
         };
         self.http.chunk(&chunk, &mut self.transactions);
         self.judge(ts);
@@ -293,6 +304,7 @@ impl<P: PolicyMaps> Core<P> {
         self.http.expire(now, &mut self.transactions);
         self.judge(now);
         self.pipeline.tick(now);
+        self.fingerprints.expire(now);
         if let Err(error) = self.maps.sweep() {
             tracing::error!("expired blocks can't be removed: {error:#}");
         }

@@ -7,6 +7,7 @@
 mod clock;
 mod commands;
 mod core;
+mod fingerprints;
 mod policy;
 mod recent;
 mod reload;

@@ -148,8 +148,8 @@ pub fn quic(input: &[u8]) {
         }
         let flow =
             FlowKey { remote_port: u16::from(record.control >> 2 & 3), ..FlowKey::default() };
-        if let Some(hello) = initials.datagram(flow, &datagram, now) {
-            assert_eq!(Ja4::new(&hello, Transport::Quic).hashed().len(), 36);
+        if let Some(done) = initials.datagram(flow, &datagram, now) {
+            assert_eq!(Ja4::new(&done.hello, Transport::Quic).hashed().len(), 36);
             hellos += 1;
         }
         datagrams += 1;

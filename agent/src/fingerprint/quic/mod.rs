@@ -54,6 +54,14 @@ impl Default for Settings {
     }
 }
 
+/// A hello that has come whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completed {
+    pub hello: ClientHello,
+    /// The handshake message.
+    pub message: Vec<u8>,
+}
+
 /// Flows, and the hellos in the making on them.
 pub struct Initials {
     settings: Settings,
@@ -109,12 +117,7 @@ impl Initials {
 
     /// Takes the payload of a UDP datagram that came from the flow's remote end. Returns the
     /// hello that it completes.
-    pub fn datagram(
-        &mut self,
-        flow: FlowKey,
-        payload: &[u8],
-        now: Timestamp,
-    ) -> Option<ClientHello> {
+    pub fn datagram(&mut self, flow: FlowKey, payload: &[u8], now: Timestamp) -> Option<Completed> {
         self.counts.one(Counter::Datagrams);
         let mut rest = payload;
         let mut hello = None;
@@ -141,7 +144,7 @@ impl Initials {
         key: FlowKey,
         initial: &Initial<'_>,
         now: Timestamp,
-    ) -> Option<ClientHello> {
+    ) -> Option<Completed> {
         let known =
             self.flows.get_or_insert_mut(key, || Flow { last_seen: now, connections: Vec::new() });
         known.last_seen = now;
@@ -207,7 +210,7 @@ impl Flow {
         &mut self,
         packet: &Initial<'_>,
         scratch: &mut Vec<u8>,
-    ) -> Result<Option<ClientHello>, Counter> {
+    ) -> Result<Option<Completed>, Counter> {
         let destination = Id::new(packet.destination).ok_or(Counter::Malformed)?;
         let named = self
             .connections
@@ -250,15 +253,15 @@ impl Flow {
 
 impl Connection {
     /// Takes the frames of a packet. An error is what to count.
-    fn take(&mut self, frames: &[u8]) -> Result<Option<ClientHello>, Counter> {
+    fn take(&mut self, frames: &[u8]) -> Result<Option<Completed>, Counter> {
         let Some(pieces) = &mut self.pieces else { return Ok(None) };
         let mut fits = true;
         let parsed = frames::each_crypto(frames, |piece| fits &= pieces.add(piece));
-        let hello = pieces.hello();
-        match hello {
+        let message = pieces.message();
+        match ClientHello::from_handshake(&message) {
             Ok(hello) => {
                 self.pieces = None;
-                Ok(Some(hello))
+                Ok(Some(Completed { hello, message }))
             }
             Err(HelloError::NotHello | HelloError::Malformed) => {
                 self.pieces = None;

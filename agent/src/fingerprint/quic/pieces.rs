@@ -1,7 +1,7 @@
 //! The bytes of a handshake, in whatever order they come.
 
 use super::frames::Crypto;
-use crate::fingerprint::client_hello::{ClientHello, HelloError, MAX_HELLO};
+use crate::fingerprint::client_hello::MAX_HELLO;
 
 /// The longest handshake that is put together, in bytes.
 const MAX_BYTES: usize = MAX_HELLO;
@@ -58,17 +58,14 @@ impl Pieces {
         self.bytes
     }
 
-    /// The hello, if it is there from its first byte to its last.
-    ///
-    /// # Errors
-    /// As [`ClientHello::from_handshake`].
-    pub fn hello(&self) -> Result<ClientHello, HelloError> {
+    /// What is there from the first byte on without a gap.
+    pub fn message(&self) -> Vec<u8> {
         let mut message = Vec::with_capacity(self.bytes);
         for (begin, data) in &self.pieces {
             // What came twice is left out.
             let Some(known) = message.len().checked_sub(*begin) else { break };
             message.extend_from_slice(data.get(known..).unwrap_or_default());
         }
-        ClientHello::from_handshake(&message)
+        message
     }
 }

@@ -30,6 +30,17 @@ fn at(seconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_700_000_000_000_000_000 + seconds * 1_000_000_000)
 }
 
+fn read(
+    initials: &mut Initials,
+    flow: FlowKey,
+    payload: &[u8],
+    now: Timestamp,
+) -> Option<ClientHello> {
+    let done = initials.datagram(flow, payload, now)?;
+    assert_eq!(ClientHello::from_handshake(&done.message).as_ref(), Ok(&done.hello));
+    Some(done.hello)
+}
+
 /// A number of variable length, in two bytes.
 fn varint(number: usize) -> [u8; 2] {
     (u16::try_from(number).unwrap() | 0x4000).to_be_bytes()
@@ -85,7 +96,7 @@ fn the_samples_of_the_rfcs() {
         assert_eq!(packet.len(), 1200);
         assert!(packet.starts_with(&hex(start)) && packet.ends_with(&hex(tag)), "{version:?}");
         let mut initials = initials();
-        let hello = initials.datagram(flow(1), &packet, at(0)).unwrap();
+        let hello = read(&mut initials, flow(1), &packet, at(0)).unwrap();
         assert_eq!(Ok(&hello), ClientHello::from_handshake(&frame[4..]).as_ref());
         assert_eq!(
             Ja4::new(&hello, Transport::Quic).raw(),
@@ -105,7 +116,7 @@ fn packets_of_servers_are_not_opened() {
         022f8ef4cdd93795d77d06edbb7aaf2f58891850abbdca3d20398c276456cbc4
         2158407dd074ee");
     let mut initials = initials();
-    assert_eq!(initials.datagram(flow(1), &packet, at(0)), None);
+    assert_eq!(read(&mut initials, flow(1), &packet, at(0)), None);
     assert_eq!((initials.counts().get(Counter::Undecryptable), initials.flows()), (1, 0));
 }
 
@@ -126,7 +137,7 @@ fn hellos_of_rustls() {
         client.write_hs(&mut message);
         let frames = [crypto(0, &message), vec![0; 900]].concat();
         let packet = protect_by_rustls(version, tls_version, &frames);
-        let hello = initials().datagram(flow(1), &packet, at(0)).unwrap();
+        let hello = read(&mut initials(), flow(1), &packet, at(0)).unwrap();
         assert_eq!(Ok(&hello), ClientHello::from_handshake(&message).as_ref());
         let ja4 = Ja4::new(&hello, Transport::Quic).hashed();
         assert!(ja4.starts_with("q13d03"), "{ja4}");
@@ -163,13 +174,17 @@ fn a_hello_in_two_datagrams_in_any_order() {
             [packet(version, 0, &crypto(0, first)), packet(version, 1, &crypto(1_000, second))];
         for order in [[0, 1], [1, 0]] {
             let mut initials = initials();
-            assert_eq!(initials.datagram(flow(1), &packets[order[0]], at(0)), None);
-            assert_eq!(initials.datagram(flow(2), &packets[order[1]], at(0)), None, "another flow");
+            assert_eq!(read(&mut initials, flow(1), &packets[order[0]], at(0)), None);
+            assert_eq!(
+                read(&mut initials, flow(2), &packets[order[1]], at(0)),
+                None,
+                "another flow"
+            );
             assert!(initials.buffered_bytes() > 0);
-            let hello = initials.datagram(flow(1), &packets[order[1]], at(1));
+            let hello = read(&mut initials, flow(1), &packets[order[1]], at(1));
             assert_eq!(hello.as_ref(), ClientHello::from_handshake(&message).as_ref().ok());
             // What is sent again says nothing new.
-            assert_eq!(initials.datagram(flow(1), &packets[0], at(2)), None);
+            assert_eq!(read(&mut initials, flow(1), &packets[0], at(2)), None);
             assert_eq!(initials.counts().get(Counter::Malformed), 0);
         }
     }
@@ -192,7 +207,7 @@ fn coalesced_packets_are_all_read() {
     ]
     .concat();
     let mut initials = initials();
-    let hello = initials.datagram(flow(1), &datagram, at(0));
+    let hello = read(&mut initials, flow(1), &datagram, at(0));
     assert_eq!(hello, ClientHello::from_handshake(&message).ok());
     assert_eq!((initials.flows(), initials.buffered_bytes()), (1, 0));
     assert_eq!(initials.counts().get(Counter::Undecryptable), 0);
@@ -205,11 +220,14 @@ fn the_server_may_choose_another_id() {
     let message = long_message();
     let (first, second) = message.split_at(900);
     let mut initials = initials();
-    assert_eq!(initials.datagram(flow(1), &packet(Version::V1, 0, &crypto(0, first)), at(0)), None);
+    assert_eq!(
+        read(&mut initials, flow(1), &packet(Version::V1, 0, &crypto(0, first)), at(0)),
+        None
+    );
     let ack = [2, 0, 0, 0, 0];
     let frames = [&ack[..], &crypto(900, second)].concat();
     let later = Plain { destination: SERVERS_ID, ..plain(Version::V1, 1, &frames) }.protect();
-    let hello = initials.datagram(flow(1), &later.unwrap(), at(1));
+    let hello = read(&mut initials, flow(1), &later.unwrap(), at(1));
     assert_eq!(hello, ClientHello::from_handshake(&message).ok());
 }
 
@@ -220,17 +238,17 @@ fn a_retry_begins_anew() {
     let frames = crypto(0, &message);
     let mut initials = initials();
     let before = packet(Version::V1, 0, &frames);
-    assert!(initials.datagram(flow(1), &before[..before.len() - 1], at(0)).is_none());
+    assert!(read(&mut initials, flow(1), &before[..before.len() - 1], at(0)).is_none());
     let retried = Plain {
         original: SERVERS_ID,
         destination: SERVERS_ID,
         token: &[7; 90],
         ..plain(Version::V1, 1, &frames)
     };
-    assert!(initials.datagram(flow(1), &retried.protect().unwrap(), at(0)).is_some());
+    assert!(read(&mut initials, flow(1), &retried.protect().unwrap(), at(0)).is_some());
     // And so does a client that gives up and uses its port again.
     let again = Plain { original: &[5; 9], destination: &[5; 9], ..plain(Version::V2, 0, &frames) };
-    assert!(initials.datagram(flow(1), &again.protect().unwrap(), at(0)).is_some());
+    assert!(read(&mut initials, flow(1), &again.protect().unwrap(), at(0)).is_some());
 }
 
 #[test]
@@ -242,9 +260,9 @@ fn frames_other_than_crypto_are_passed_over() {
         [&[0, 0, 1][..], &ack_ecn, &crypto(0, &message), &[2, 1, 0, 0, 1], &close, &[0; 9]]
             .concat();
     let mut initials = initials();
-    assert!(initials.datagram(flow(1), &packet(Version::V1, 0, &frames), at(0)).is_some());
+    assert!(read(&mut initials, flow(1), &packet(Version::V1, 0, &frames), at(0)).is_some());
     // A STREAM frame belongs to no Initial packet.
-    assert!(initials.datagram(flow(2), &packet(Version::V1, 0, &[8; 40]), at(0)).is_none());
+    assert!(read(&mut initials, flow(2), &packet(Version::V1, 0, &[8; 40]), at(0)).is_none());
     assert_eq!(initials.counts().get(Counter::Malformed), 1);
 }
 
@@ -254,7 +272,7 @@ fn tables_are_bounded_and_forget() {
     let mut initials = Initials::new(settings);
     let part = packet(Version::V1, 0, &crypto(0, &long_message()[..500]));
     for port in 0..10 {
-        assert_eq!(initials.datagram(flow(port), &part, at(u64::from(port))), None);
+        assert_eq!(read(&mut initials, flow(port), &part, at(u64::from(port))), None);
     }
     assert_eq!((initials.flows(), initials.counts().get(Counter::Evicted)), (3, 7));
     initials.expire(at(23));
@@ -262,17 +280,17 @@ fn tables_are_bounded_and_forget() {
     let settings = Settings { max_buffered_bytes: 1_200, ..Settings::default() };
     let mut initials = Initials::new(settings);
     for port in 0..10 {
-        initials.datagram(flow(port), &part, at(0));
+        read(&mut initials, flow(port), &part, at(0));
     }
     assert_eq!((initials.flows(), initials.buffered_bytes()), (2, 1_000));
     // Neither far ahead nor in too many pieces.
     let mut initials = self::initials();
-    initials.datagram(flow(1), &packet(Version::V1, 0, &crypto(8_190, b"abc")), at(0));
+    read(&mut initials, flow(1), &packet(Version::V1, 0, &crypto(8_190, b"abc")), at(0));
     assert_eq!(initials.counts().get(Counter::TooLong), 1);
     let dust: Vec<u8> = (1..200).flat_map(|i| crypto(2 * i, b"x")).collect();
     let more: Vec<u8> = (200..400).flat_map(|i| crypto(2 * i, b"x")).collect();
-    initials.datagram(flow(1), &packet(Version::V1, 1, &dust), at(0));
-    initials.datagram(flow(1), &packet(Version::V1, 2, &more), at(0));
+    read(&mut initials, flow(1), &packet(Version::V1, 1, &dust), at(0));
+    read(&mut initials, flow(1), &packet(Version::V1, 2, &more), at(0));
     assert_eq!((initials.counts().get(Counter::TooLong), initials.buffered_bytes()), (2, 256));
 }
 
@@ -289,10 +307,10 @@ fn what_is_not_read() {
     let packets =
         [changed(0, 0x40), changed(4, 3), changed(0, 0x80), changed(5, 21), changed(15, 0x3f)];
     for packet in packets {
-        assert_eq!(initials.datagram(flow(1), &packet, at(0)), None);
+        assert_eq!(read(&mut initials, flow(1), &packet, at(0)), None);
     }
     for length in 0..good.len() {
-        assert_eq!(initials.datagram(flow(1), &good[..length], at(0)), None);
+        assert_eq!(read(&mut initials, flow(1), &good[..length], at(0)), None);
     }
     assert_eq!((initials.flows(), initials.counts().get(Counter::Hellos)), (0, 0));
 }
@@ -328,7 +346,7 @@ proptest! {
         let mut arrived = None;
         for (number, (begin, end)) in (0..).zip(pieces) {
             let frames = crypto(begin, &message[begin..end]);
-            let hello = initials.datagram(flow(1), &packet(version, number, &frames), at(0));
+            let hello = read(&mut initials, flow(1), &packet(version, number, &frames), at(0));
             known[begin..end].fill(true);
             if arrived.is_none() {
                 prop_assert_eq!(hello.is_some(), known.iter().all(|known| *known));
@@ -344,7 +362,7 @@ proptest! {
     fn no_frames_panic(frames in prop::collection::vec(any::<u8>(), 4..300), is_v2 in any::<bool>()) {
         let version = if is_v2 { Version::V2 } else { Version::V1 };
         let mut initials = initials();
-        initials.datagram(flow(1), &packet(version, 0, &frames), at(0));
+        read(&mut initials, flow(1), &packet(version, 0, &frames), at(0));
         prop_assert_eq!(initials.counts().get(Counter::Undecryptable), 0);
     }
 }

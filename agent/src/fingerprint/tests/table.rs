@@ -13,11 +13,11 @@ fn the_least_recently_used_goes_first() {
     assert!(table.learn(2, known("b")).is_new);
     assert!(!table.learn(1, known("a")).is_new, "and used");
     let learned = table.learn(3, known("c"));
-    assert_eq!((learned.is_new, learned.evicted), (true, Some(2)));
+    assert_eq!((learned.is_new, learned.evicted), (true, Some((2, known("b")))));
     assert_eq!(table.get(2), None);
     assert_eq!(table.keys_of("b").count(), 0);
     assert_eq!(table.get(1).map(|known| &*known.ja4), Some("a"));
-    assert_eq!(table.learn(4, known("d")).evicted, Some(3));
+    assert_eq!(table.learn(4, known("d")).evicted, Some((3, known("c"))));
     assert_eq!((table.len(), table.counts()), (2, (4, 2)));
 }
 

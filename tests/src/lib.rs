@@ -36,6 +36,7 @@ pub mod packet;
 pub mod process;
 pub mod programs;
 pub mod python;
+pub mod quic;
 pub mod scenario;
 pub mod shop;
 pub mod slot;

@@ -30,6 +30,13 @@ pub fn observe(frame: impl Frame, packet: &Packet, len: u64) {
     if at == 0 || len < u64::from(at) + SHORTEST {
         return;
     }
+    look(frame, packet, len);
+}
+
+/// A function of its own, for the stack it needs.
+#[inline(never)]
+fn look(frame: impl Frame, packet: &Packet, len: u64) {
+    let at = packet.udp_payload_at;
     let is_initial = match InPlace::of(&frame).read(at as usize) {
         Some(begin) => is_begin(begin),
         None => begins_anywhere(frame, at),
@@ -70,12 +77,16 @@ fn sample(frame: impl Frame, packet: &Packet, len: u64) {
         if !frame.copy_out(at, data, size as u32) {
             return;
         }
-        (*sample).event = QuicInitial {
-            kind: kind::QUIC_INITIAL,
-            len: size as u32,
-            time_ns: report::now(),
-            flow: packet.flow(),
-        };
+        // Field by field: the whole would lie on the stack first.
+        let event = &raw mut (*sample).event;
+        (*event).kind = kind::QUIC_INITIAL;
+        (*event).len = size as u32;
+        (*event).time_ns = report::now();
+        (*event).flow.local = packet.destination.addr();
+        (*event).flow.remote = packet.source.addr();
+        (*event).flow.local_port = packet.port.number();
+        (*event).flow.remote_port = packet.source_port;
+        (*event).flow.protocol = u32::from(packet.port.protocol());
         bpf_ringbuf_output(
             (&raw const PC_EVENTS).cast_mut().cast(),
             sample.cast(),

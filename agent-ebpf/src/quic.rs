@@ -85,7 +85,7 @@ fn sample(frame: impl Frame, packet: &Packet, len: u64) {
         (*event).flow.local = packet.destination.addr();
         (*event).flow.remote = packet.source.addr();
         (*event).flow.local_port = packet.port.number();
-        (*event).flow.remote_port = packet.source_port;
+        (*event).flow.remote_port = packet.source_port as u16;
         (*event).flow.protocol = u32::from(packet.port.protocol());
         bpf_ringbuf_output(
             (&raw const PC_EVENTS).cast_mut().cast(),

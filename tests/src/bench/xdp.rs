@@ -83,7 +83,8 @@ pub fn run(effort: Effort) -> Result<Report> {
 
 fn client_hello_case(rounds: usize, repeat: u32) -> Result<Case> {
     let added = on_one_cpu(|| client_hello::measure(rounds, repeat))?;
-    for (what, added) in [("a hello of 1,800 bytes", &added.long_hello), ("no hello", &added.other)] {
+    for (what, added) in [("a hello of 1,800 bytes", &added.long_hello), ("no hello", &added.other)]
+    {
         eprintln!("xdp: fingerprints, {what}: {:.1} ns more", Summary::of(added).median);
     }
     Ok(Case {

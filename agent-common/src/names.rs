@@ -46,6 +46,8 @@ pub mod pinned {
 
 /// Maps that live as long as the agent.
 pub mod map {
+    /// A set of prefixes, within [`super::pinned::PREFIXES`].
+    pub const PREFIX_SET: &str = "PC_PREFIX_SET";
     pub const EVENTS: &str = "PC_EVENTS";
     pub const LOSSES: &str = "PC_LOSSES";
     pub const CALLS: &str = "PC_CALLS";

@@ -150,18 +150,19 @@ fn take_in(frame: impl Frame) {
     let Some(scratch) = PC_SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own value of a per-CPU array; nothing writes its segment from here on.
     let segment = unsafe { &(*scratch).segment };
+    let flow = &segment.flow;
     let Some(start) = Start::of(segment.hash) else { return };
     let mut first = start.first();
     if segment.opens != 0 {
         // What is known of these two ends is about an earlier connection of theirs.
-        let _ = PC_FLOWS.remove(&segment.flow);
+        let _ = PC_FLOWS.remove(flow);
         first = u64::from(segment.sequence);
         start.set(segment.sequence);
     } else if first > u64::from(u32::MAX) {
         // The SYN was not seen. Should the flow have a fingerprint, then from its hello: what looks
         // like another is none.
         // SAFETY: nothing is read from it.
-        if unsafe { PC_FLOWS.get(&segment.flow) }.is_some() {
+        if unsafe { PC_FLOWS.get(flow) }.is_some() {
             return;
         }
         first = u64::from(segment.sequence);
@@ -206,18 +207,19 @@ fn conclude(assembly: *mut Assembly, outcome: u32) {
         (*scratch).info = FlowInfo { fingerprint: key, seen_ns: report::now() };
         (&(*scratch).segment, &(*scratch).info)
     };
-    if PC_FLOWS.insert(&segment.flow, info, 0).is_err() {
+    let (flow, fingerprint) = (&segment.flow, &info.fingerprint);
+    if PC_FLOWS.insert(flow, info, 0).is_err() {
         count(HelloCount::NotKept);
     }
     count(HelloCount::Fingerprinted);
     // SAFETY: nothing is read from it.
-    if unsafe { PC_FINGERPRINTS.get(&info.fingerprint) }.is_some() {
+    if unsafe { PC_FINGERPRINTS.get(fingerprint) }.is_some() {
         flows::open_gate(segment.hash, settings);
     }
     // SAFETY: nothing is read from it.
-    if unsafe { PC_KNOWN.get(&info.fingerprint) }.is_none() {
-        if may_report(&segment.flow, settings) {
-            report::client_hello(assembly, &segment.flow, info);
+    if unsafe { PC_KNOWN.get(fingerprint) }.is_none() {
+        if may_report(flow, settings) {
+            report::client_hello(assembly, flow, info);
         } else {
             count(HelloCount::Unreported);
         }

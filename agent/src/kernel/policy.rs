@@ -87,7 +87,7 @@ impl PolicyMaps for KernelPolicy {
         if self.subjects.prefixes.are_gates_stale() {
             self.rebuild_prefixes(|rules| rules.listed, &BTreeMap::new())?;
         }
-        if self.sweeps % SWEEPS_TO_TIDY == 0 {
+        if self.sweeps.is_multiple_of(SWEEPS_TO_TIDY) {
             self.subjects.tidy(self.sweeps / SWEEPS_TO_TIDY, &self.settings)?;
         }
         self.sweeps = self.sweeps.wrapping_add(1);

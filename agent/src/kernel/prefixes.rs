@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use portcullis_common::gate::{self, Bit, CLASSES, V4_WORDS};
+use portcullis_common::names::map;
 use portcullis_common::policy::{Lengths, PrefixKey, PrefixRules};
 use portcullis_common::settings::{PrefixSet, Settings};
 
@@ -251,5 +252,5 @@ fn open_v4_gate(address: u32, len: u32, set: u32, v4_gate: &Shared<u64>) {
 }
 
 fn create(capacity: u32) -> Result<Inner> {
-    Inner::create("PC_PREFIX_SET", capacity)
+    Inner::create(map::PREFIX_SET, capacity)
 }

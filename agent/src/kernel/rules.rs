@@ -46,7 +46,7 @@ pub(super) fn limit_of(effect: Effect) -> Option<Limit> {
     let burst = rate.burst.max(1) - 1;
     Some(Limit {
         cost,
-        tolerance_ns: (u128::from(cost) * u128::from(burst) >> COST_SHIFT)
+        tolerance_ns: ((u128::from(cost) * u128::from(burst)) >> COST_SHIFT)
             .try_into()
             .unwrap_or(u64::MAX >> 1),
         unit: match rate.unit {
@@ -56,7 +56,7 @@ pub(super) fn limit_of(effect: Effect) -> Option<Limit> {
         },
         client_prefix: match rate.each {
             Each::Target => 0,
-            Each::Client { v4, v6 } => u32::from(v4) + 1 | (u32::from(v6) + 1) << 8,
+            Each::Client { v4, v6 } => (u32::from(v4) + 1) | ((u32::from(v6) + 1) << 8),
         },
         ..Limit::default()
     })

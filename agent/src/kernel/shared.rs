@@ -30,7 +30,7 @@ impl<T: Pod> Shared<T> {
     const WORDS: usize = size_of::<T>() / 8;
 
     pub fn new(map: &MapData) -> Result<Self> {
-        const { assert!(size_of::<T>() != 0 && size_of::<T>() % 8 == 0) };
+        const { assert!(size_of::<T>() != 0 && size_of::<T>().is_multiple_of(8)) };
         let info = map.info().context("can't ask for the size of a map")?;
         let size = info.value_size() as usize;
         ensure!(size == size_of::<T>(), "a value has {size} bytes, not {}", size_of::<T>());

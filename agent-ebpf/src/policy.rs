@@ -80,21 +80,25 @@ fn walk_anywhere(frame: impl Frame, packet: &mut MaybeUninit<Packet>, zero: u32)
 
 #[inline(always)]
 fn judge(packet: &Packet, len: u64, settings: &Settings) -> u32 {
-    let mut candidates = prefixes::candidates(packet.source, settings);
+    // Read once: a packet is judged by one set, whichever is put in force meanwhile.
+    // SAFETY: a field of a map value.
+    let set = unsafe { (&raw const settings.active_set).read_volatile() } & 1;
+    let mut candidates = prefixes::candidates(packet.source, set, settings);
     let has_flow_rules = flows::may_have_rules(packet, settings);
     if candidates.are_none() && !has_flow_rules {
         return Reason::PassNoMatch as u32;
     }
     candidates.blur(zero(settings));
-    judge_closely(packet, len, &candidates, has_flow_rules)
+    judge_closely(packet, len, &candidates, u64::from(set) << 1 | u64::from(has_flow_rules))
 }
 
-/// Judges a packet that may have rules; returns the number of the reason. A function of its own, for the stack it needs.
+/// Judges a packet that may have rules; returns the number of the reason. `what`: bit 0 whether its flow
+/// may have some, bit 1 the set of prefixes. A function of its own, for the stack it needs.
 #[inline(never)]
-fn judge_closely(packet: &Packet, len: u64, candidates: &Candidates, has_flow_rules: bool) -> u32 {
+fn judge_closely(packet: &Packet, len: u64, candidates: &Candidates, what: u64) -> u32 {
     let Some(settings) = PC_SETTINGS.get(0) else { return Reason::PassNoMatch as u32 };
-    let packet = Judged::of(packet, len, settings);
-    search::run(&packet, *candidates, has_flow_rules).number()
+    let packet = Judged::of(packet, len, (what >> 1) as u32 & 1, settings);
+    search::run(&packet, *candidates, what & 1 != 0).number()
 }
 
 /// A packet that may have rules, and what they depend on.
@@ -108,6 +112,8 @@ pub struct Judged<'a> {
     pub is_failsafe: bool,
     /// On the clock of rules' expiry.
     pub now_ns: u64,
+    /// Which set of prefixes it is judged by.
+    pub set: u32,
     pub settings: &'a Settings,
 }
 
@@ -119,7 +125,7 @@ impl<'a> Judged<'a> {
     }
 
     #[inline(always)]
-    fn of(packet: &'a Packet, len: u64, settings: &'a Settings) -> Self {
+    fn of(packet: &'a Packet, len: u64, set: u32, settings: &'a Settings) -> Self {
         let mut scopes = u64::MAX;
         let mut is_failsafe = false;
         if packet.port.is_known()
@@ -139,7 +145,7 @@ impl<'a> Judged<'a> {
         }
         // SAFETY: the helper takes no arguments.
         let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-        Self { packet, len, scopes, is_failsafe, now_ns, settings }
+        Self { packet, len, scopes, is_failsafe, now_ns, set, settings }
     }
 }
 

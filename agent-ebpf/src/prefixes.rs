@@ -92,11 +92,10 @@ const fn positions() -> [u8; 64] {
     positions
 }
 
-/// What the gates leave of the lengths that occur.
+/// What the gates leave of the lengths that occur in `set`.
 #[inline(always)]
-pub fn candidates(source: Address, settings: &Settings) -> Candidates {
-    let set = settings.active_set & 1;
-    let prefixes = &settings.prefixes[set as usize];
+pub fn candidates(source: Address, set: u32, settings: &Settings) -> Candidates {
+    let prefixes = &settings.prefixes[(set & 1) as usize];
     if source.is_v4() {
         let bit = gate::v4_bit(source.v4());
         let word = PC_V4_GATE.get(set * gate::V4_WORDS + bit.word);

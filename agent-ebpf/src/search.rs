@@ -22,9 +22,9 @@ use crate::{
     rules::{self, Outcome, Said},
 };
 
-/// More than there can be look-ups and rules: two times 129 lengths of prefix, each with at most
-/// five rules, and a few more of the flow and the fingerprint.
-const MAX_STEPS: u32 = 2_048;
+/// More than there can be look-ups, rules and limits: two times 129 lengths of prefix, each with at most
+/// five rules of which four have a limit, and a few more of the flow and the fingerprint.
+const MAX_STEPS: u32 = 4_096;
 
 /// Applies all rules that name the packet, until one has the last word.
 #[inline(always)]
@@ -131,7 +131,7 @@ impl Search<'_> {
                 unsafe { PC_CONJUNCTIONS.get(key) }.copied().unwrap_or(self.packet.opaque(NO_RULE));
             return;
         }
-        let set = self.packet.settings.active_set & 1;
+        let set = self.packet.set;
         let words = self.packet.settings.prefix_gate_words;
         if !is_set(gate::prefix_bit(halves, len, words), set, words) {
             return;

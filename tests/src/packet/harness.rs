@@ -1,23 +1,28 @@
 //! The real programs and policy maps in the kernel, run on frames of a test's own making by
 //! BPF_PROG_TEST_RUN. Nothing is attached to any interface.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{TestRun as _, TestRunOptions};
 use ipnet::IpNet;
 use portcullis::config::Config;
 use portcullis::decision::Origin;
-use portcullis::enforce::{Block, Effect, NewBlock, PolicyMaps as _, Target};
+use portcullis::enforce::{Block, Effect, Flow, NewBlock, PolicyMaps as _, Target};
 use portcullis::kernel::{self, Loaded};
+use portcullis_common::ABI_VERSION;
 use portcullis_common::event::{FirstDrop, kind};
-use portcullis_common::names::program;
-use portcullis_common::net::Addr;
-use portcullis_common::policy::Reason;
+use portcullis_common::names::{pinned, program};
+use portcullis_common::net::{Addr, FlowInfo, FlowKey, TCP, UDP};
+use portcullis_common::policy::{COST_SHIFT, Limit, Reason, unit};
+
+use super::reference::Policy;
 
 /// The two programs that share the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +197,65 @@ impl Kernel {
         Ok(self.loaded.policy.set_allowed(&nets)?)
     }
 
+    /// Has the kernel believe that a flow has shown a fingerprint.
+    pub fn show_fingerprint(&self, flow: &Flow, fingerprint: u64) -> Result<()> {
+        let map = Map::LruHashMap(self.pinned(pinned::FLOWS)?);
+        let mut flows = aya::maps::HashMap::<_, FlowKey, FlowInfo>::try_from(map)?;
+        let info = FlowInfo { fingerprint, seen_ns: kernel::monotonic_now() };
+        Ok(flows.insert(flow_key(flow), info, 0)?)
+    }
+
+    /// Makes every limit regain so little that a test sees nothing of it: its burst is all that
+    /// there is.
+    pub fn stop_limits(&self) -> Result<()> {
+        let map = Map::Array(self.pinned(pinned::LIMITS)?);
+        let mut limits = Array::<_, Limit>::try_from(map)?;
+        for at in 0..limits.len() {
+            let limit = limits.get(&at, 0)?;
+            if limit.cost == 0 {
+                continue;
+            }
+            // In 1/1024 ns: days for a packet, minutes for a byte, so that a long frame's fit into
+            // the word.
+            let cost = if limit.unit == unit::BYTES { 1 << 48 } else { 1 << 60_u64 };
+            let burst =
+                (u128::from(limit.tolerance_ns) << COST_SHIFT).div_ceil(u128::from(limit.cost));
+            let tolerance = u128::from(cost) * burst >> COST_SHIFT;
+            limits.set(at, Limit { cost, tolerance_ns: tolerance.try_into()?, ..limit }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// One of the policy's maps.
+    pub fn pinned(&self, name: &str) -> Result<MapData> {
+        let path = self.pin_dir().join(format!("maps-v{ABI_VERSION}")).join(name);
+        MapData::from_pin(&path).with_context(|| format!("can't open {}", path.display()))
+    }
+
+    /// Puts a whole policy in place of none.
+    pub fn enforce(&mut self, policy: &Policy) -> Result<()> {
+        for (flow, fingerprint) in &policy.seen {
+            self.show_fingerprint(flow, *fingerprint)?;
+        }
+        let maps = &mut self.loaded.policy;
+        maps.set_scopes(&policy.scopes)?;
+        maps.set_lists(&policy.lists)?;
+        // Rules may come before or after what they are about is known.
+        let (before, after) = policy.known.split_at(policy.known.len() / 2);
+        for (fingerprint, ja4) in before {
+            maps.learn(*fingerprint, ja4)?;
+        }
+        for (target, block) in &policy.blocks {
+            maps.block(target.clone(), block.clone())?;
+        }
+        for (fingerprint, ja4) in after {
+            maps.learn(*fingerprint, ja4)?;
+        }
+        maps.set_allowed(&policy.allowed)?;
+        maps.set_failsafe(&policy.failsafe_tcp, &policy.failsafe_udp)?;
+        self.stop_limits()
+    }
+
     /// The block of `target`, which must be in force.
     pub fn entry(&self, target: &str) -> Result<Block> {
         let target = Target::from(net(target));
@@ -254,6 +318,20 @@ pub fn net(text: &str) -> IpNet {
     text.parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .unwrap_or_else(|_| panic!("{text} is no address and no network"))
+}
+
+fn flow_key(flow: &Flow) -> FlowKey {
+    let addr = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
+        IpAddr::V6(v6) => Addr(v6.octets()),
+    };
+    FlowKey {
+        local: addr(flow.server.ip()),
+        remote: addr(flow.client.ip()),
+        local_port: flow.server.port(),
+        remote_port: flow.client.port(),
+        protocol: if flow.is_udp { UDP } else { TCP },
+    }
 }
 
 /// The event's fields, in their order and without padding.

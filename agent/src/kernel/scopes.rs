@@ -49,7 +49,11 @@ impl Scopes {
             let in_scope = |at: &u16| ports.get(u32::from(*at)) & bit != 0;
             let scope = Scope {
                 service: service.into(),
-                ports: if has_all_ports { Vec::new() } else { (1..).filter(in_scope).collect() },
+                ports: if has_all_ports {
+                    Vec::new()
+                } else {
+                    (0..=u16::MAX).filter(in_scope).collect()
+                },
                 addresses: (listed.iter().filter(|(_, bits)| bits & bit != 0))
                     .map(|(addr, _)| ip(*addr))
                     .collect(),

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
-use aya::programs::{SchedClassifier, Xdp};
-use aya::{TestRun as _, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, Xdp};
+use aya::{Ebpf, TestRun as _, TestRunOptions};
 use ipnet::IpNet;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use portcullis::config::Config;
 use portcullis::decision::Origin;
 use portcullis::enforce::{Block, Effect, Flow, NewBlock, PolicyMaps as _, Target};
@@ -22,6 +24,7 @@ use portcullis_common::names::{pinned, program};
 use portcullis_common::net::{Addr, FlowInfo, FlowKey, TCP, UDP};
 use portcullis_common::policy::{COST_SHIFT, Limit, Reason, unit};
 
+use super::frame::Frame;
 use super::reference::Policy;
 
 /// The two programs that share the policy.
@@ -141,22 +144,7 @@ impl Kernel {
 
     /// Runs a program on a frame: its verdict, and the mean duration of a run.
     pub fn run<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
-        let input = input.into();
-        let context = input.linear.map(|linear| hook.context(linear));
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(input.bytes);
-        options.ctx_in = context.as_deref();
-        options.repeat = input.repeat;
-        let name = match hook {
-            Hook::Xdp => program::XDP,
-            Hook::Tc => program::TC,
-        };
-        let program = self.loaded.ebpf.program(name).with_context(|| format!("no {name}"))?;
-        let result = match hook {
-            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
-            Hook::Tc => <&SchedClassifier>::try_from(program)?.test_run(options)?,
-        };
-        Ok((hook.verdict(result.return_value)?, result.duration))
+        hook.program(&self.loaded.ebpf)?.run(input)
     }
 
     /// Runs a program on a frame, once; returns its verdict and the reason it was counted
@@ -276,7 +264,41 @@ impl Kernel {
     }
 }
 
+/// A program of a kernel's, for when its policy changes at the same time.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    hook: Hook,
+    program: &'a Program,
+}
+
+impl Judge<'_> {
+    /// As [`Kernel::run`].
+    pub fn run<'a>(self, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
+        let input = input.into();
+        let context = input.linear.map(|linear| self.hook.context(linear));
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(input.bytes);
+        options.ctx_in = context.as_deref();
+        options.repeat = input.repeat;
+        let result = match self.hook {
+            Hook::Xdp => <&Xdp>::try_from(self.program)?.test_run(options)?,
+            Hook::Tc => <&SchedClassifier>::try_from(self.program)?.test_run(options)?,
+        };
+        Ok((self.hook.verdict(result.return_value)?, result.duration))
+    }
+}
+
 impl Hook {
+    /// Its program in `ebpf`.
+    pub fn program(self, ebpf: &Ebpf) -> Result<Judge<'_>> {
+        let name = match self {
+            Self::Xdp => program::XDP,
+            Self::Tc => program::TC,
+        };
+        let program = ebpf.program(name).with_context(|| format!("no {name}"))?;
+        Ok(Judge { hook: self, program })
+    }
+
     fn verdict(self, returned: u32) -> Result<Verdict> {
         /// `TC_ACT_UNSPEC`: the next program decides.
         const UNSPEC: u32 = -1_i32 as u32;
@@ -318,6 +340,30 @@ pub fn net(text: &str) -> IpNet {
     text.parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .unwrap_or_else(|_| panic!("{text} is no address and no network"))
+}
+
+/// A frame from an address; see [`Frame::from`].
+///
+/// # Panics
+/// When `source` is no address.
+pub fn from(source: &str) -> Frame {
+    Frame::from(net(source).addr())
+}
+
+/// Asserts what both programs say of the frame.
+#[track_caller]
+pub fn assert_judged(kernel: &Kernel, frame: &Frame, expected: Reason) {
+    for hook in Hook::ALL {
+        let judged = kernel.judge(hook, &frame.bytes()).expect("the program runs");
+        assert_eq!(judged, (Verdict::of(expected), expected), "{hook:?} {frame:?}");
+    }
+}
+
+/// Has the calling thread run on one CPU, by its number.
+pub fn on_cpu(number: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(number)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("can't choose the CPU")
 }
 
 fn flow_key(flow: &Flow) -> FlowKey {

@@ -6,5 +6,6 @@ pub mod differential;
 pub mod extension;
 pub mod frame;
 pub mod harness;
+pub mod limiter;
 pub mod random;
 pub mod reference;

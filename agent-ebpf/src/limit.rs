@@ -47,7 +47,8 @@ pub fn take(index: u32, rule: u32, work: &Work, settings: &Settings) -> Taken {
         // SAFETY: an aligned u64 of the map value.
         request.take_from(unsafe { &raw mut (*limit).arrival_ns })
     } else {
-        request.take_of_client(client(client_prefix, rule, work, settings), settings)
+        let client = client([cost, tolerance_ns], client_prefix, rule, work, settings);
+        request.take_of_client(client, settings)
     };
     match taken {
         Taken::Within => {}
@@ -59,9 +60,10 @@ pub fn take(index: u32, rule: u32, work: &Work, settings: &Settings) -> Taken {
     taken
 }
 
-/// Seeded hash of the rule and of the part of the source that is one client.
+/// Seeded hash of the rule, its rate, and the part of the source that is one client. Of the rate,
+/// since an arrival time under a rule's earlier rate may lie too far ahead for the new one.
 #[inline(always)]
-fn client(client_prefix: u32, rule: u32, work: &Work, settings: &Settings) -> u64 {
+fn client(rate: [u64; 2], client_prefix: u32, rule: u32, work: &Work, settings: &Settings) -> u64 {
     let source = work.packet.source;
     let len = if source.is_v4() {
         96 + ((client_prefix & 0xff) - 1).min(32)
@@ -69,7 +71,7 @@ fn client(client_prefix: u32, rule: u32, work: &Work, settings: &Settings) -> u6
         ((client_prefix >> 8 & 0xff) - 1).min(128)
     };
     let prefix = gate::masked(source.halves(), len);
-    flow_hash(prefix, [0, 0], u64::from(rule), settings.seed)
+    flow_hash(prefix, rate, u64::from(rule), settings.seed)
 }
 
 /// What one packet asks of a bucket.
@@ -137,11 +139,24 @@ impl Request {
         }
         // SAFETY: as above.
         let bucket = unsafe { &raw mut (*set).slots[free & (BUCKETS_OF_SET - 1)] };
-        // SAFETY: an aligned u64 of the map value.
-        let taken = self.take_from(unsafe { &raw mut (*bucket).arrival_ns });
+        // SAFETY: aligned u64s of the map value.
+        let (holder, arrival) = unsafe {
+            (
+                (&raw const (*bucket).client).read_volatile(),
+                (&raw const (*bucket).arrival_ns).read_volatile(),
+            )
+        };
+        if arrival > self.now && holder != client {
+            return Taken::NoRoom;
+        }
         // SAFETY: as above.
-        unsafe { (&raw mut (*bucket).client).write_volatile(client) };
-        taken
+        let seen = unsafe { atomic::exchange_if(&raw mut (*bucket).client, holder, client) };
+        if seen != holder && seen != client {
+            // Another client on another CPU was quicker.
+            return Taken::NoRoom;
+        }
+        // SAFETY: as above.
+        self.take_from(unsafe { &raw mut (*bucket).arrival_ns })
     }
 }
 

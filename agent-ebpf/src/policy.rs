@@ -82,7 +82,10 @@ fn walk_anywhere(frame: impl Frame, packet: &mut Packet) -> Reason {
 #[inline(always)]
 fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
     work.outcome = Outcome::NONE;
-    prefixes::find(work.packet.source, settings, &mut work.candidates);
+    // Read once: a packet is judged by one set, whichever is put in force meanwhile.
+    // SAFETY: a field of a map value.
+    work.set = unsafe { (&raw const settings.active_set).read_volatile() } & 1;
+    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
     let mut is_prepared = false;
     if !work.candidates.are_none() {
         work.prepare(settings);
@@ -137,6 +140,8 @@ pub struct Work {
     pub limited: u32,
     /// The kind of subjects that is looked up ([`search`]).
     pub stage: u32,
+    /// Which set of prefixes the packet is judged by.
+    pub set: u32,
 }
 
 impl Work {

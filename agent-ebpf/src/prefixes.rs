@@ -83,12 +83,11 @@ const fn positions() -> [u8; 64] {
     positions
 }
 
-/// Writes what the gates leave of the lengths that occur.
+/// Writes what the gates leave of the lengths that occur in `set`.
 #[inline(always)]
-pub fn find(source: Address, settings: &Settings, found: &mut Candidates) {
-    let set = settings.active_set & 1;
+pub fn find(source: Address, set: u32, settings: &Settings, found: &mut Candidates) {
     *found = Candidates::NONE;
-    let prefixes = &settings.prefixes[set as usize];
+    let prefixes = &settings.prefixes[(set & 1) as usize];
     if source.is_v4() {
         let bit = gate::v4_bit(source.v4());
         let word = PC_V4_GATE.get(set * gate::V4_WORDS + bit.word);

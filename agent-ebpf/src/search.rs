@@ -25,9 +25,9 @@ use crate::{
     rules::{self, Said},
 };
 
-/// More than there can be look-ups and rules: two times 129 lengths of prefix, each with at most
-/// five rules, and a few more of the flow and the fingerprint.
-const MAX_STEPS: u32 = 2_048;
+/// More than there can be look-ups, rules and limits: two times 129 lengths of prefix, each with at
+/// most five rules of which four have a limit, and a few more of the flow and the fingerprint.
+const MAX_STEPS: u32 = 4_096;
 
 /// Kinds of subjects, as far as a search has come. The rules of prefixes are a search of their own.
 pub const PREFIXES: u32 = 0;
@@ -111,7 +111,7 @@ fn look_prefix_up(work: &mut Work, settings: &Settings) {
         work.rule = unsafe { PC_CONJUNCTIONS.get(key) }.copied().unwrap_or(NO_RULE);
         return;
     }
-    let set = settings.active_set & 1;
+    let set = work.set;
     let words = settings.prefix_gate_words;
     if !is_set(gate::prefix_bit(halves, len, words), set, words) {
         return;

@@ -1,58 +1,245 @@
 //! The programs and the plain reference of the policy, side by side on frames made at random.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis::enforce::{NewBlock, PolicyMaps as _};
+use ipnet::IpNet;
+use portcullis::enforce::{Each, Effect, Flow, List, NewBlock, Rate, Scope, Target, Unit};
 use portcullis_common::policy::Reason;
 use portcullis_tests::packet::differential::{
     Comparison, Mixture, frames_in, max_len, regressions, seeds,
 };
 use portcullis_tests::packet::harness::{BLOCK, Hook, Kernel, net};
 use portcullis_tests::packet::random::Frames;
-use portcullis_tests::packet::reference::{Policy, Rule};
+use portcullis_tests::packet::reference::{Policy, Reference};
 
 const FRAMES: u32 = 200_000;
 
-const DENIED: [(&str, Rule); 14] = [
-    ("203.0.113.1", Rule::Drop),
-    ("203.0.113.2", Rule::CountOnly),
-    ("203.0.113.3", Rule::Expired),
-    ("198.51.100.7", Rule::Drop),
-    ("198.51.100.8", Rule::CountOnly),
-    ("2001:db8:0:1::1", Rule::Drop),
-    ("2001:db8:0:2::2", Rule::CountOnly),
-    ("2001:db8:0:3::3", Rule::Expired),
-    // Within networks that are denied too, in every pairing of different rules.
-    ("2001:db8:0:4::/64", Rule::Drop),
-    ("2001:db8:0:4::2", Rule::CountOnly),
-    ("2001:db8:0:5::/64", Rule::CountOnly),
-    ("2001:db8:0:5::3", Rule::Expired),
-    ("2001:db8:0:6::/64", Rule::Expired),
-    ("2001:db8:0:6::2", Rule::CountOnly),
+const ALLOWED: [&str; 7] = [
+    "198.51.100.0/29",
+    "198.51.100.8",
+    "2001:db8:0:7::/64",
+    "2001:db8:0:4::5",
+    "2001:db8:0:8::8000/113",
+    "10.200.100.48/30",
+    "203.0.113.54",
 ];
-const ALLOWED: [&str; 4] =
-    ["198.51.100.0/29", "198.51.100.8", "2001:db8:0:7::/64", "2001:db8:0:4::5"];
-/// Sources beside the denied addresses themselves.
-const MORE_SOURCES: [&str; 9] = [
+/// Sources beside those that the policy names.
+const MORE_SOURCES: [&str; 18] = [
     "203.0.113.4",
     "::ffff:203.0.113.1",
     "::ffff:198.51.100.7",
+    "::ffff:10.200.100.50",
+    "::203.0.113.1",
     "2001:db8:0:4::1",
     "2001:db8:0:4::5",
     "2001:db8:0:5::1",
     "2001:db8:0:6::1",
     "2001:db8:0:7::1",
+    "192.0.2.77",
+    "192.0.2.78",
+    "192.0.2.141",
+    "172.16.5.9",
+    "172.16.7.1",
+    "2001:db8:aaaa::7",
+    "2001:db8:bbbb:1::7",
     "::",
 ];
 const FAILSAFE_TCP: [u16; 3] = [22, 443, 65_535];
 const FAILSAFE_UDP: [u16; 2] = [53, 68];
+const SERVER_V4: &str = "192.0.2.200";
+const MAPPED_SERVER: &str = "::ffff:192.0.2.200";
+const SERVER_V6: &str = "2001:db8:ffff::200";
+const JA4: [&str; 4] = ["t13d_one", "t13d_two", "t13d_three", "t13d_four"];
+
+fn drops() -> NewBlock {
+    BLOCK
+}
+
+fn counts() -> NewBlock {
+    NewBlock { effect: Effect::Count, ..BLOCK }
+}
+
+fn observed() -> NewBlock {
+    NewBlock { count_only: true, ..BLOCK }
+}
+
+fn expired() -> NewBlock {
+    NewBlock { ttl: Some(Duration::ZERO), ..BLOCK }
+}
+
+fn steers() -> NewBlock {
+    NewBlock { effect: Effect::Steer, ..BLOCK }
+}
+
+fn limits(unit: Unit, burst: u64, each: Each) -> NewBlock {
+    NewBlock { effect: Effect::Limit(Rate { unit, per_s: 1, burst, each }), ..BLOCK }
+}
+
+fn on(service: &str, block: NewBlock) -> NewBlock {
+    NewBlock { service: Some(service.into()), ..block }
+}
+
+const CLIENTS: Each = Each::Client { v4: 30, v6: 64 };
+
+fn networks() -> Vec<(&'static str, NewBlock)> {
+    vec![
+        ("203.0.113.1", drops()),
+        ("203.0.113.2", observed()),
+        ("203.0.113.3", expired()),
+        ("198.51.100.7", drops()),
+        ("198.51.100.8", counts()),
+        ("2001:db8:0:1::1", drops()),
+        ("2001:db8:0:2::2", observed()),
+        ("2001:db8:0:3::3", expired()),
+        // Within networks that are denied too, in every pairing of different rules.
+        ("2001:db8:0:4::/64", drops()),
+        ("2001:db8:0:4::2", counts()),
+        ("2001:db8:0:5::/64", counts()),
+        ("2001:db8:0:5::3", expired()),
+        ("2001:db8:0:6::/64", expired()),
+        ("2001:db8:0:6::2", observed()),
+        // Several rules of one target, in another order than they are applied.
+        ("203.0.113.20", counts()),
+        ("203.0.113.20", limits(Unit::Packets, 900, Each::Target)),
+        ("203.0.113.20", on("web", steers())),
+        ("203.0.113.20", on("host", drops())),
+        ("2001:db8:0:8::/64", limits(Unit::Bytes, 900_000, CLIENTS)),
+        ("2001:db8:0:8::/64", on("both", drops())),
+        ("2001:db8:0:8::1", limits(Unit::Connections, 300, Each::Target)),
+        ("2001:db8:0:8::2", steers()),
+        ("2001:db8:0:8::2", expired()),
+        ("2001:db8:0:8::3", NewBlock { count_only: true, ..limits(Unit::Packets, 9, CLIENTS) }),
+        ("192.0.2.64/26", limits(Unit::Packets, 700, CLIENTS)),
+        ("192.0.2.128/26", limits(Unit::Connections, 40, CLIENTS)),
+        ("192.0.2.128/25", limits(Unit::Bytes, 300_000, Each::Target)),
+        // Own rules where there are a list's too.
+        ("172.16.5.0/24", counts()),
+        ("172.16.6.0/24", drops()),
+        ("172.16.7.0/24", limits(Unit::Packets, 500, Each::Target)),
+        // All of IPv6, which IPv4 is none of.
+        ("::/0", on("alt", steers())),
+        ("0.0.0.0/0", on("alt", counts())),
+    ]
+}
+
+/// One network of each length around `address`, the shortest of them only for one port, so that not
+/// everything matches.
+fn nested(address: IpAddr, shortest: u8) -> impl Iterator<Item = (Target, NewBlock)> {
+    let longest = IpNet::from(address).prefix_len();
+    (1..=longest).map(move |len| {
+        let block = match len % 8 {
+            0 => counts(),
+            1 => expired(),
+            2 => limits(Unit::Packets, 4_000, Each::Target),
+            3 => on("web", drops()),
+            4 => steers(),
+            5 => on("v6", drops()),
+            6 => on("host", limits(Unit::Connections, 500, Each::Target)),
+            _ => observed(),
+        };
+        let block = if len < shortest { on("alt", block) } else { block };
+        (Target::Network(IpNet::new(address, len).expect("a length").trunc()), block)
+    })
+}
+
+fn lists() -> Vec<List> {
+    let list = |name: &str, rule: NewBlock, networks: &[&str]| List {
+        name: name.into(),
+        rule,
+        networks: networks.iter().map(|text| net(text)).collect(),
+    };
+    vec![
+        list(
+            "first",
+            NewBlock { rule_id: 101, ..drops() },
+            &["172.16.5.0/24", "172.16.7.0/24", "2001:db8:aaaa::/48", "::ffff:172.17.0.0/112"],
+        ),
+        list(
+            "second",
+            NewBlock { rule_id: 102, ..counts() },
+            &["172.16.0.0/16", "172.16.6.0/24", "172.16.7.0/24", "2001:db8:bbbb::/48"],
+        ),
+        list("third", NewBlock { rule_id: 103, ..on("web", drops()) }, &["2001:db8:bbbb::/47"]),
+    ]
+}
+
+fn scopes() -> Vec<Scope> {
+    let scope = |service: &str, ports: &[u16], addresses: &[&str]| Scope {
+        service: service.into(),
+        ports: ports.to_vec(),
+        addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+    };
+    vec![
+        scope("web", &[80, 8_080], &[]),
+        scope("alt", &[8_443], &[]),
+        scope("host", &[], &[SERVER_V4, SERVER_V6]),
+        scope("both", &[80, 443], &[SERVER_V6]),
+        scope("v6", &[], &["2001:db8:ffff::1", MAPPED_SERVER]),
+    ]
+}
+
+fn flow(client: &str, server: &str, is_udp: bool) -> Flow {
+    let [client, server] = [client, server].map(|text| text.parse().expect("an end of a flow"));
+    Flow { client, server, is_udp }
+}
+
+fn flows() -> Vec<(Flow, Option<u64>)> {
+    vec![
+        (flow("203.0.113.50:50001", "192.0.2.1:8444", false), Some(11)),
+        (flow("203.0.113.50:50001", "192.0.2.1:8444", true), None),
+        (flow("203.0.113.50:50002", "192.0.2.200:80", false), Some(12)),
+        (flow("203.0.113.51:50003", "192.0.2.200:80", true), Some(21)),
+        (flow("203.0.113.20:50004", "192.0.2.1:8444", false), Some(21)),
+        (flow("203.0.113.52:50005", "192.0.2.1:8444", false), Some(31)),
+        (flow("203.0.113.53:50006", "192.0.2.1:8444", false), Some(41)),
+        (flow("203.0.113.54:50007", "192.0.2.1:8444", false), Some(99)),
+        (flow("[2001:db8:50::1]:50008", "[2001:db8:ffff::1]:8444", false), Some(11)),
+        (flow("[2001:db8:50::1]:50009", "[2001:db8:ffff::1]:8444", true), Some(31)),
+        (flow("[2001:db8:51::1]:50010", "[2001:db8:ffff::200]:80", false), Some(31)),
+        (flow("[2001:db8:52::1]:50011", "[2001:db8:ffff::1]:8444", false), Some(41)),
+    ]
+}
+
+fn flow_blocks() -> Vec<(Target, NewBlock)> {
+    let of_flow = |number: usize, block| (Target::Flow(flows()[number].0), block);
+    let of_ja4 = |number: usize, block| (Target::Fingerprint(JA4[number].into()), block);
+    let of_both = |text: &str, number: usize, block| {
+        (Target::Conjunction(net(text), JA4[number].into()), block)
+    };
+    vec![
+        of_flow(0, counts()),
+        of_flow(1, drops()),
+        of_flow(2, on("host", limits(Unit::Packets, 200, Each::Target))),
+        of_flow(8, expired()),
+        of_flow(8, steers()),
+        of_ja4(0, on("host", drops())),
+        of_ja4(0, limits(Unit::Packets, 2_000, Each::Target)),
+        of_ja4(1, steers()),
+        of_both("203.0.113.51", 1, drops()),
+        of_both("203.0.113.0/24", 1, counts()),
+        of_both("203.0.113.0/24", 2, expired()),
+        of_both("0.0.0.0/0", 2, limits(Unit::Connections, 100, CLIENTS)),
+        of_both("2001:db8:50::/64", 2, limits(Unit::Bytes, 90_000, CLIENTS)),
+        of_both("2001:db8:51::/63", 2, on("web", drops())),
+        of_both("2001:db8:51::1", 2, observed()),
+        of_both("::/0", 2, counts()),
+    ]
+}
 
 fn policy() -> Policy {
+    let networks = networks().into_iter().map(|(text, block)| (net(text).into(), block));
+    let nested = nested(net("10.200.100.50").addr(), 8)
+        .chain(nested(net("2a01:4f8:c17:b8f:1234:5678:9abc:def0").addr(), 20));
     Policy {
-        denied: DENIED.iter().map(|&(target, rule)| (net(target), rule)).collect(),
+        blocks: networks.chain(nested).chain(flow_blocks()).collect(),
+        lists: lists(),
+        scopes: scopes(),
+        known: vec![(11, JA4[0]), (21, JA4[1]), (12, JA4[0]), (31, JA4[2]), (41, JA4[3])],
+        seen: flows().into_iter().filter_map(|(flow, key)| Some((flow, key?))).collect(),
         allowed: ALLOWED.iter().map(|text| net(text)).collect(),
         failsafe_tcp: FAILSAFE_TCP.into(),
         failsafe_udp: FAILSAFE_UDP.into(),
@@ -61,21 +248,23 @@ fn policy() -> Policy {
 
 fn kernel_with(policy: &Policy) -> Result<Kernel> {
     let mut kernel = Kernel::new()?;
-    let maps = &mut kernel.loaded.policy;
-    for &(target, rule) in &policy.denied {
-        let ttl = (rule == Rule::Expired).then_some(Duration::ZERO);
-        maps.block(target, NewBlock { ttl, count_only: rule == Rule::CountOnly, ..BLOCK })?;
-    }
-    maps.set_allowed(&policy.allowed)?;
-    maps.set_failsafe(&policy.failsafe_tcp, &policy.failsafe_udp)?;
+    kernel.enforce(policy)?;
     Ok(kernel)
 }
 
 fn frames(policy: &Policy, hook: Hook, seed: u64) -> Frames {
-    let sources = policy.denied.iter().map(|(net, _)| net.addr());
+    let named = policy.blocks.iter().filter_map(|(target, _)| match target {
+        Target::Network(net) | Target::Conjunction(net, _) => Some(net.addr()),
+        Target::Fingerprint(_) | Target::Flow(_) => None,
+    });
+    let named: BTreeSet<_> = named.collect();
     let more = MORE_SOURCES.iter().map(|text| net(text).addr());
-    let ports = [FAILSAFE_TCP.as_slice(), &FAILSAFE_UDP, &[80]].concat();
-    Frames::new(seed, sources.chain(more).collect(), ports, max_len(hook))
+    let ports = [FAILSAFE_TCP.as_slice(), &FAILSAFE_UDP, &[80, 8_080, 8_443]].concat();
+    let sources = named.into_iter().chain(more).collect();
+    let mut frames = Frames::new(seed, sources, ports, max_len(hook));
+    frames.destinations = [SERVER_V4, SERVER_V6, MAPPED_SERVER].map(|to| net(to).addr()).into();
+    frames.flows = flows().into_iter().map(|(flow, _)| flow).collect();
+    frames
 }
 
 /// Compares on `FRAMES` frames; returns how many of them had each reason.
@@ -83,7 +272,8 @@ fn compare(hook: Hook, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
     let policy = policy();
     let kernel = kernel_with(&policy)?;
     let mut frames = frames(&policy, hook, seed);
-    let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+    let mut reference = Reference::new(&policy);
+    let mut comparison = Comparison::new(hook, &kernel, |frame| reference.judge(frame));
     for _ in 0..FRAMES {
         let frame = frames.next_frame();
         let linear = frames.linear(frame.len());
@@ -122,7 +312,8 @@ fn seeds_and_regressions_hold() -> Result<()> {
     ensure!(inputs.len() >= 8, "{} inputs", inputs.len());
     for hook in Hook::ALL {
         let kernel = kernel_with(&policy)?;
-        let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+        let mut reference = Reference::new(&policy);
+        let mut comparison = Comparison::new(hook, &kernel, |frame| reference.judge(frame));
         for (path, frame) in &inputs {
             let linear = (0..=frame.len().min(128)).map(Some);
             for linear in std::iter::once(None).chain(linear) {
@@ -147,8 +338,9 @@ fn a_wrong_reference_is_found_out() -> Result<()> {
         let kernel = kernel_with(&policy)?;
         let dir = tempfile::tempdir()?;
         let mut frames = frames(&policy, Hook::Xdp, 1);
+        let mut reference = Reference::new(&policy);
         let mut comparison =
-            Comparison::new(Hook::Xdp, &kernel, |frame| wrong(policy.judge(frame)))
+            Comparison::new(Hook::Xdp, &kernel, |frame| wrong(reference.judge(frame)))
                 .keeping_in(dir.path().to_owned());
         let result = (0..FRAMES).try_for_each(|_| {
             let frame = frames.next_frame();
@@ -158,7 +350,7 @@ fn a_wrong_reference_is_found_out() -> Result<()> {
         let kept = frames_in(dir.path())?;
         ensure!(kept.len() == 1, "{} frames were kept", kept.len());
         for frame in kept.values() {
-            let right = policy.judge(frame);
+            let right = Reference::new(&policy).judge(frame);
             ensure!(wrong(right) != right, "a frame of {right:?} was kept");
         }
     }
@@ -221,7 +413,8 @@ fn fuzz(
     let policy = policy();
     let kernel = kernel_with(&policy)?;
     let mut mixture = Mixture::new(frames(&policy, hook, seed), seed);
-    let mut comparison = Comparison::new(hook, &kernel, |frame| policy.judge(frame));
+    let mut reference = Reference::new(&policy);
+    let mut comparison = Comparison::new(hook, &kernel, |frame| reference.judge(frame));
     for frame in frames_in(&seeds())?.values().chain(frames_in(&regressions())?.values()) {
         if let Some(reason) = comparison.show(frame, None)? {
             mixture.met(frame, reason);

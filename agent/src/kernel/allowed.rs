@@ -28,7 +28,7 @@ impl Allowed {
         Ok(Self { map, nets })
     }
 
-    /// Whether the list has an address of `net`, or will have with `next` too.
+    /// What is on the list.
     pub fn nets(&self) -> &Nets {
         &self.nets
     }
@@ -36,13 +36,19 @@ impl Allowed {
     /// Replaces the list. What stays on it is never off it in between.
     pub fn replace(&mut self, nets: Nets) -> Result<()> {
         let key = |&(start, len): &(u128, u32)| Key::new(len, Addr(start.to_be_bytes()));
-        for net in nets.0.difference(&self.nets.0) {
-            self.map.insert(&key(net), ALLOWED, 0).context("can't write to the allow list")?;
+        // One by one, so that after an error it is still known what the map holds.
+        let (new, old): (Vec<_>, Vec<_>) = (
+            nets.0.difference(&self.nets.0).copied().collect(),
+            self.nets.0.difference(&nets.0).copied().collect(),
+        );
+        for net in new {
+            self.map.insert(&key(&net), ALLOWED, 0).context("can't write to the allow list")?;
+            self.nets.0.insert(net);
         }
-        for net in self.nets.0.difference(&nets.0) {
-            self.map.remove(&key(net)).context("can't remove from the allow list")?;
+        for net in old {
+            self.map.remove(&key(&net)).context("can't remove from the allow list")?;
+            self.nets.0.remove(&net);
         }
-        self.nets = nets;
         Ok(())
     }
 }

@@ -24,8 +24,7 @@ impl FingerprintMaps for KernelPolicy {
     }
 
     fn known(&self) -> Vec<(u64, Arc<str>)> {
-        let keys = self.subjects.keys.iter();
-        keys.flat_map(|(ja4, keys)| keys.iter().map(|key| (*key, Arc::clone(ja4)))).collect()
+        self.subjects.known.seen().map(|(key, ja4)| (key, Arc::clone(ja4))).collect()
     }
 
     fn forget(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {

@@ -8,21 +8,26 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use portcullis_common::names::pinned;
 use portcullis_common::policy::{
-    Limit, MAX_RULES_OF_SUBJECT, NO_RULE, PrefixKey, PrefixRules, Rule, action, flag, origin,
+    EVERYWHERE, Limit, MAX_RULES_OF_SUBJECT, NO_RULE, PrefixKey, PrefixRules, Rule, action, flag,
+    origin,
 };
 use portcullis_common::settings::Settings;
 
 use super::addresses::network_of;
 use super::allowed::Allowed;
-use super::book::{Book, Entry};
+use super::book::{Book, Entry, name_of};
+use super::clock::coarse_now;
+use super::conjunctions::Conjunctions;
+use super::known::Known;
 use super::policy::KernelPolicy;
 use super::prefixes::Prefixes;
 use super::rules::effect_of;
 use super::scopes::Scopes;
 use super::shared::Shared;
 use super::slots::Slots;
-use super::subjects::{Subjects, conjunction_of, flow_of, ja4_of};
+use super::subjects::{Subjects, conjunction_of, flow_of};
 use super::table::Table;
+use crate::decision::Origin;
 use crate::enforce::{NewBlock, PolicyMaps as _, Target};
 
 /// Sizes that the configuration sets.
@@ -55,22 +60,14 @@ impl KernelPolicy {
             &settings,
             sizes.blocks,
         )?;
-        let known = Table::new(map(pinned::KNOWN)?)?;
-        let mut keys = HashMap::<Arc<str>, Vec<u64>>::new();
-        for (fingerprint, name) in known.entries()? {
-            if let Some(ja4) = ja4_of(&name) {
-                keys.entry(ja4).or_default().push(fingerprint);
-            }
-        }
         let subjects = Subjects {
             prefixes,
             flow_rules: Table::new(map(pinned::FLOW_RULES)?)?,
             fingerprints: Table::new(map(pinned::FINGERPRINTS)?)?,
-            conjunctions: Table::new(map(pinned::CONJUNCTIONS)?)?,
-            known,
+            conjunctions: Conjunctions::new(map(pinned::CONJUNCTIONS)?)?,
+            known: Known::new(map(pinned::KNOWN)?)?,
             flows: Table::new(map(pinned::FLOWS)?)?,
             flow_gate: Shared::new(&map(pinned::FLOW_GATE)?)?,
-            keys,
         };
         let rules = Shared::<Rule>::new(&map(pinned::RULES)?)?;
         let (book, lists) = recall(&subjects, &scopes, &rules)?;
@@ -101,46 +98,65 @@ impl KernelPolicy {
             settings.seed = before.seed;
             settings.features = before.features;
         });
+        self.allowed.replace(old.allowed.nets().clone())?;
         self.scopes.copy_from(&old.scopes, &self.settings)?;
-        for (ja4, fingerprints) in &old.subjects.keys {
-            for fingerprint in fingerprints {
-                self.subjects.learn(*fingerprint, ja4)?;
-            }
-        }
-        let blocks = old.blocks()?;
+        self.subjects.copy_seen(&old.subjects)?;
+        let now = coarse_now();
+        let live: Vec<_> = old.book.iter().filter(|(_, entry)| entry.expires_ns > now).collect();
         ensure!(
-            blocks.len() <= self.capacity as usize,
+            live.len() <= self.capacity as usize,
             "kernel.max_blocks is {}, but {} blocks are in force",
             self.capacity,
-            blocks.len()
+            live.len()
         );
-        for block in &blocks {
-            let (name, id) = (block.name(), block.rule_id);
-            let new = NewBlock {
-                ttl: block.remaining,
-                rule_id: id,
-                origin: block.origin,
-                effect: block.effect,
-                count_only: block.count_only,
-                service: block.service.clone(),
-            };
-            self.block(block.target.clone(), new).context("can't carry a block over")?;
-            if let Ok(at) = self.book.position(&name)
-                && let Some(entry) = self.book.of(&name.target).get(at)
-            {
-                self.rules.update(entry.index, |rule| {
-                    (rule.packets, rule.bytes) = (block.packets, block.bytes);
-                });
-            }
+        for (target, entry) in &live {
+            self.copy_rule(old, target, entry).context("can't carry a block over")?;
         }
         self.copy_lists(old)?;
-        Ok(blocks.len())
+        Ok(live.len())
+    }
+
+    /// All of the rule, but for where it lies and what it leads to.
+    fn copy_rule(&mut self, old: &Self, target: &Target, entry: &Entry) -> Result<()> {
+        let from = old.rules.get(entry.index);
+        let limit = entry.limit.map(|limit| old.limits.get(limit));
+        let block = NewBlock {
+            ttl: None,
+            rule_id: from.id,
+            // None is refused for the sake of the reserve: it was in force.
+            origin: Origin::Operator,
+            effect: effect_of(&from, limit.as_ref()),
+            count_only: entry.count_only,
+            service: entry.service.clone(),
+        };
+        self.block(target.clone(), block)?;
+        let name = name_of(target, entry);
+        let at = self.book.position(&name).ok().context("the rule is not there")?;
+        let new = self.book.of(target).get(at).context("the rule is not there")?.clone();
+        self.rules.update(new.index, |to| {
+            let Rule { scopes, flags, next, limit, .. } = *to;
+            *to = Rule { scopes, flags, next, limit, ..from };
+        });
+        if let (Some(at), Some(limit)) = (new.limit, limit) {
+            self.limits.update(at, |to| *to = limit);
+        }
+        self.book.renew(target, at, entry.expires_ns, entry.count_only);
+        Ok(())
     }
 
     fn copy_lists(&mut self, old: &Self) -> Result<()> {
         let mut moved = HashMap::new();
         for (id, index) in &old.lists {
-            let to = self.rules.insert(old.rules.get(*index)).context("no room for a list")?;
+            let rule = old.rules.get(*index);
+            // The same service can have another number here.
+            let service = old.scopes.service_of(rule.scopes);
+            let scopes = match service {
+                _ if rule.scopes == EVERYWHERE => EVERYWHERE,
+                Some(service) => self.scopes.bits_of(Some(&service)).unwrap_or(0),
+                None => 0,
+            };
+            let rule = Rule { scopes, ..rule };
+            let to = self.rules.insert(rule).context("no room for a list")?;
             moved.insert(*index, to);
             self.lists.insert(*id, to);
         }
@@ -196,9 +212,7 @@ fn recall(
     for (flow, head) in subjects.flow_rules.entries()? {
         recall_chain(&mut book, &Target::Flow(flow_of(&flow)), head, scopes, rules);
     }
-    let ja4_of: HashMap<u64, Arc<str>> = (subjects.keys.iter())
-        .flat_map(|(ja4, all)| all.iter().map(|fingerprint| (*fingerprint, ja4.clone())))
-        .collect();
+    let ja4_of: HashMap<u64, Arc<str>> = subjects.known.iter().collect();
     for (fingerprint, said) in subjects.fingerprints.entries()? {
         if let Some(ja4) = ja4_of.get(&fingerprint) {
             let target = Target::Fingerprint(ja4.clone());

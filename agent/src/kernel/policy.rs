@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis_common::policy::{
-    Limit, MAX_RULES_OF_SUBJECT, NEVER_EXPIRES, NO_RULE, PrefixKey, PrefixRules, Rule, flag, origin,
+    EVERYWHERE, Limit, MAX_RULES_OF_SUBJECT, NEVER_EXPIRES, NO_RULE, PrefixKey, PrefixRules, Rule,
+    flag, origin,
 };
 use portcullis_common::settings::Settings;
 
@@ -120,9 +121,10 @@ impl PolicyMaps for KernelPolicy {
     }
 
     fn set_scopes(&mut self, scopes: &[Scope]) -> Result<(), EnforceError> {
-        let scopes_of = |entry: &Entry| self.rules.get(entry.index).scopes;
-        let used = self.book.iter().map(|(_, entry)| scopes_of(entry));
-        let used = used.filter(|bits| *bits != u64::MAX).fold(0, |all, bits| all | bits);
+        let own = self.book.iter().map(|(_, entry)| entry.index);
+        let used = own.chain(self.lists.values().copied());
+        let used = used.map(|index| self.rules.get(index).scopes);
+        let used = used.filter(|bits| *bits != EVERYWHERE).fold(0, |all, bits| all | bits);
         Ok(self.scopes.set(scopes, used, &self.settings)?)
     }
 
@@ -159,6 +161,10 @@ impl PolicyMaps for KernelPolicy {
 impl KernelPolicy {
     fn insert(&mut self, name: &RuleName, block: &NewBlock) -> Result<(), EnforceError> {
         if self.book.of(&name.target).len() >= MAX_RULES_OF_SUBJECT {
+            // Some may have expired.
+            self.sweep()?;
+        }
+        if self.book.of(&name.target).len() >= MAX_RULES_OF_SUBJECT {
             let target = name.target.clone();
             return Err(EnforceError::TooManyRules { target, limit: MAX_RULES_OF_SUBJECT });
         }
@@ -187,6 +193,8 @@ impl KernelPolicy {
             return Err(EnforceError::Full(self.usage()));
         };
         if let Err(error) = self.link(&name.target, at, index) {
+            // A JA4 can have several keys, of which the first may lead to the rule already.
+            self.link(&name.target, at, next)?;
             self.free_rule(index, limit);
             return Err(error);
         }
@@ -216,25 +224,17 @@ impl KernelPolicy {
     fn renew(&mut self, name: &RuleName, at: usize, block: &NewBlock) -> Result<(), EnforceError> {
         let Some(entry) = self.book.of(&name.target).get(at).cloned() else { return Ok(()) };
         let new = self.new_rule(&name.target, block)?;
+        let old = self.rules.get(entry.index);
+        // The same rule, but for another time: its counters go on. One that the configuration
+        // lists is the same over restarts too.
+        let is_same = old.id == new.id
+            || old.origin == origin::CONFIGURED && new.origin == origin::CONFIGURED;
         self.rules.update(entry.index, |rule| {
-            // The same rule, but for another time: its counters go on. One that the configuration
-            // lists is the same over restarts too.
-            let is_same = rule.id == new.id
-                || rule.origin == origin::CONFIGURED && new.origin == origin::CONFIGURED;
             let (packets, bytes) = if is_same { (rule.packets, rule.bytes) } else { (0, 0) };
-            // What the kernel counts between the reading and the writing, well under a
-            // microsecond, is not kept.
             *rule = Rule { packets, bytes, next: rule.next, limit: rule.limit, ..new };
         });
         if let (Some(limit), Some(new)) = (entry.limit, limit_of(block.effect)) {
-            self.limits.update(limit, |limit| {
-                *limit = Limit {
-                    arrival_ns: limit.arrival_ns,
-                    exceeded: limit.exceeded,
-                    no_room: limit.no_room,
-                    ..new
-                }
-            });
+            self.limits.update(limit, |limit| *limit = renewed_limit(limit, new, is_same));
         }
         self.book.renew(&name.target, at, new.expires_ns, block.count_only);
         Ok(())
@@ -378,6 +378,15 @@ impl KernelPolicy {
             }
         }
     }
+}
+
+/// The limit `new` in the place of `old`; whether the rule is the same besides.
+fn renewed_limit(old: &Limit, new: Limit, is_same: bool) -> Limit {
+    let rate = |limit: &Limit| (limit.cost, limit.tolerance_ns, limit.unit, limit.client_prefix);
+    let (exceeded, no_room) = if is_same { (old.exceeded, old.no_room) } else { (0, 0) };
+    // An arrival time under another rate may lie too far ahead.
+    let arrival_ns = if rate(old) == rate(&new) { old.arrival_ns } else { 0 };
+    Limit { arrival_ns, exceeded, no_room, ..new }
 }
 
 /// One form for an IPv4 address and its mapped form, as they share a key.

@@ -109,6 +109,10 @@ impl Scopes {
     }
 
     pub fn copy_from(&mut self, old: &Self, settings: &Shared<Settings>) -> Result<()> {
+        for at in 0..=u16::MAX {
+            let failsafe = port::FAILSAFE_TCP | port::FAILSAFE_UDP;
+            self.ports.set_bits(at.into(), old.ports.get(at.into()) & failsafe);
+        }
         let all: Vec<Scope> = old.defined.values().cloned().collect();
         self.set(&all, 0, settings)
     }

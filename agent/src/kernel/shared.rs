@@ -90,11 +90,21 @@ impl<T: Pod> Shared<T> {
         }
     }
 
-    /// Reads, changes, and writes back the words that differ.
+    /// Writes the words that `change` changes, in the order of [`Self::set`]. The others may change
+    /// meanwhile: what the kernel counts in them is kept.
     pub fn update(&self, index: u32, change: impl FnOnce(&mut T)) {
-        let mut value = self.get(index);
-        change(&mut value);
-        self.set(index, value);
+        let before = self.get(index);
+        let mut after = before;
+        change(&mut after);
+        let (old, new) = ((&raw const before).cast::<u64>(), (&raw const after).cast::<u64>());
+        for (at, word) in self.element(index).iter().enumerate().rev() {
+            // SAFETY: both values have as many words as an element.
+            let (old, new) =
+                unsafe { (old.add(at).read_unaligned(), new.add(at).read_unaligned()) };
+            if old != new {
+                word.store(new, Ordering::Release);
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! From subjects to their rules: the maps that the kernel looks a packet up in.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -8,29 +8,27 @@ use aya::maps::MapError;
 use ipnet::IpNet;
 use portcullis_common::gate;
 use portcullis_common::net::{FlowInfo, FlowKey, TCP, UDP};
-use portcullis_common::policy::{ConjunctionKey, FingerprintRules, NO_RULE, PrefixRules};
+use portcullis_common::policy::{
+    ConjunctionKey, FingerprintRules, NO_RULE, PrefixKey, PrefixRules,
+};
 use portcullis_common::settings::{Settings, feature};
 
 use super::addresses::{addr, network_of, prefix_key};
-use super::prefixes::{Prefixes, family_and_length, lengths_of};
+use super::conjunctions::Conjunctions;
+use super::known::Known;
+use super::prefixes::Prefixes;
 use super::shared::Shared;
 use super::table::{Table, is_full};
 use crate::enforce::{EnforceError, Flow, Target};
-
-/// A JA4 as the kernel's map keeps it, with zeros behind.
-pub(super) type Name = [[u8; 8]; 5];
 
 pub(super) struct Subjects {
     pub prefixes: Prefixes,
     pub flow_rules: Table<FlowKey, u32>,
     pub fingerprints: Table<u64, FingerprintRules>,
-    pub conjunctions: Table<ConjunctionKey, u32>,
-    /// The JA4 of each fingerprint that has been seen.
-    pub known: Table<u64, Name>,
+    pub conjunctions: Conjunctions,
+    pub known: Known,
     pub flows: Table<FlowKey, FlowInfo>,
     pub flow_gate: Shared<u64>,
-    /// `known`, the other way round.
-    pub keys: HashMap<Arc<str>, Vec<u64>>,
 }
 
 impl Subjects {
@@ -49,18 +47,18 @@ impl Subjects {
                 self.prefixes.set(key, rules, settings).map_err(refused("prefixes"))
             }
             Target::Fingerprint(ja4) => {
-                for fingerprint in self.keys_of(ja4) {
+                for fingerprint in self.keys_for(ja4, head)? {
                     let mut rules = self.rules_of(fingerprint)?;
                     rules.own = head;
                     self.set_fingerprint(fingerprint, rules, settings)?;
                 }
-                Ok(())
+                self.forget_stand_in(ja4)
             }
             Target::Conjunction(net, ja4) => {
-                for fingerprint in self.keys_of(ja4) {
+                for fingerprint in self.keys_for(ja4, head)? {
                     self.set_conjunction(*net, fingerprint, head, settings)?;
                 }
-                Ok(())
+                self.forget_stand_in(ja4)
             }
             Target::Flow(flow) => {
                 let key = flow_key(flow);
@@ -76,8 +74,12 @@ impl Subjects {
         }
     }
 
-    pub fn keys_of(&self, ja4: &str) -> Vec<u64> {
-        self.keys.get(ja4).cloned().unwrap_or_default()
+    /// The keys of `ja4`; if rules are to hold for it, at least one.
+    fn keys_for(&mut self, ja4: &Arc<str>, head: u32) -> Result<Vec<u64>, EnforceError> {
+        if head != NO_RULE {
+            self.known.stand_in(ja4).map_err(refused("fingerprints seen"))?;
+        }
+        Ok(self.known.keys_of(ja4))
     }
 
     fn rules_of(&self, fingerprint: u64) -> Result<FingerprintRules, EnforceError> {
@@ -92,36 +94,12 @@ impl Subjects {
         head: u32,
         settings: &Shared<Settings>,
     ) -> Result<(), EnforceError> {
-        let prefix = prefix_key(net);
-        let key = ConjunctionKey {
-            fingerprint,
-            addr: prefix.addr,
-            prefix_len: prefix.prefix_len,
-            reserved: 0,
-        };
-        if head == NO_RULE {
-            self.conjunctions.remove(&key).map_err(refused("conjunctions"))?;
-        } else {
-            self.conjunctions.insert(key, head).map_err(refused("conjunctions"))?;
-        }
+        let PrefixKey { addr, prefix_len } = prefix_key(net);
+        let key = ConjunctionKey { fingerprint, addr, prefix_len, reserved: 0 };
+        self.conjunctions.set(key, head).map_err(refused("conjunctions"))?;
         let mut rules = self.rules_of(fingerprint)?;
-        let mut all: Vec<_> = self.lengths_with(fingerprint)?;
-        all.dedup();
-        rules.lengths = lengths_of(all);
+        rules.lengths = self.conjunctions.lengths_with(fingerprint);
         self.set_fingerprint(fingerprint, rules, settings)
-    }
-
-    /// The lengths of the prefixes that have conjunctions with `fingerprint`.
-    fn lengths_with(&self, fingerprint: u64) -> Result<Vec<(bool, u32)>, EnforceError> {
-        let all = self.conjunctions.entries()?;
-        let of_it = all.iter().filter(|(key, _)| key.fingerprint == fingerprint);
-        let lengths = of_it.map(|(key, _)| {
-            family_and_length(&portcullis_common::policy::PrefixKey {
-                addr: key.addr,
-                prefix_len: key.prefix_len,
-            })
-        });
-        Ok(lengths.collect())
     }
 
     /// Flows that have the fingerprint already come under its rules too.
@@ -153,11 +131,13 @@ impl Subjects {
 
     /// Remembers the JA4 of a fingerprint; whether that is news.
     pub fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {
-        if self.keys.get(ja4).is_some_and(|keys| keys.contains(&fingerprint)) {
+        if self.known.has(fingerprint, ja4) {
             return Ok(false);
         }
-        self.known.insert(fingerprint, name(ja4)).map_err(refused("fingerprints seen"))?;
-        self.keys.entry(ja4.into()).or_default().push(fingerprint);
+        let fingerprints = &self.fingerprints;
+        // One that can't be looked up may have rules.
+        let has_rules = |key| fingerprints.get(&key).map_or(true, |rules| rules.is_some());
+        self.known.learn(fingerprint, ja4, has_rules).map_err(refused("fingerprints seen"))?;
         Ok(true)
     }
 
@@ -166,13 +146,7 @@ impl Subjects {
         if self.fingerprints.get(&fingerprint).map_err(refused("fingerprints"))?.is_some() {
             return Ok(false);
         }
-        self.known.remove(&fingerprint).map_err(refused("fingerprints seen"))?;
-        if let Some(keys) = self.keys.get_mut(ja4) {
-            keys.retain(|key| *key != fingerprint);
-            if keys.is_empty() {
-                self.keys.remove(ja4);
-            }
-        }
+        self.known.forget(fingerprint, ja4).map_err(refused("fingerprints seen"))?;
         Ok(true)
     }
 
@@ -189,6 +163,25 @@ impl Subjects {
             open_flow_gate(&self.flow_gate, &flow, &settings.get(0));
         }
         Ok(())
+    }
+
+    /// A JA4 that no rule names any more needs nothing to stand in for its fingerprints.
+    fn forget_stand_in(&mut self, ja4: &str) -> Result<(), EnforceError> {
+        if let Some(key) = self.known.stand_in_of(ja4)
+            && self.rules_of(key)? == FingerprintRules::default()
+        {
+            self.known.forget_stand_in(ja4).map_err(refused("fingerprints seen"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what `old` knows of fingerprints and flows, but no rules.
+    pub fn copy_seen(&mut self, old: &Self) -> Result<()> {
+        for (fingerprint, ja4) in old.known.seen() {
+            self.learn(fingerprint, ja4)?;
+        }
+        let (flows, seen): (Vec<_>, Vec<_>) = old.flows.entries()?.into_iter().unzip();
+        self.flows.fill(&flows, &seen)
     }
 
     /// Turns features off that no rule needs, and makes the gate of flows anew, of one generation:
@@ -213,7 +206,8 @@ impl Subjects {
             open_flow_gate(&self.flow_gate, flow, &now);
         }
         if !fingerprints.is_empty() {
-            let named = |info: &FlowInfo| fingerprints.iter().any(|(f, _)| *f == info.fingerprint);
+            let fingerprints: HashSet<u64> = fingerprints.iter().map(|(key, _)| *key).collect();
+            let named = |info: &FlowInfo| fingerprints.contains(&info.fingerprint);
             let flows = self.flows.entries().context("can't read the flows")?;
             for (flow, _) in flows.iter().filter(|(_, info)| named(info)) {
                 open_flow_gate(&self.flow_gate, flow, &now);
@@ -243,20 +237,6 @@ pub(super) fn flow_key(flow: &Flow) -> FlowKey {
 pub fn flow_of(key: &FlowKey) -> Flow {
     let (server, client) = super::addresses::flow_addresses(key);
     Flow { client, server, is_udp: key.protocol == UDP }
-}
-
-pub(super) fn name(ja4: &str) -> Name {
-    let mut name = Name::default();
-    for (to, from) in name.as_flattened_mut().iter_mut().zip(ja4.bytes()) {
-        *to = from;
-    }
-    name
-}
-
-pub(super) fn ja4_of(name: &Name) -> Option<Arc<str>> {
-    let name = name.as_flattened();
-    let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    std::str::from_utf8(&name[..len]).ok().filter(|ja4| !ja4.is_empty()).map(Arc::from)
 }
 
 /// The target of a conjunction's key, by the JA4 of its fingerprint.

@@ -92,12 +92,14 @@ impl Transport {
     }
 }
 
-/// A frame with one IP packet in it, from `source` to an address of the same family.
+/// A frame with one IP packet in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// EtherTypes of the VLAN tags, outermost first.
     pub tags: Vec<u16>,
     pub source: IpAddr,
+    /// Of the source's family.
+    pub destination: IpAddr,
     /// IPv4 only: at most 40 bytes, a multiple of 4.
     pub options: Vec<u8>,
     /// IPv4 only.
@@ -107,6 +109,8 @@ pub struct Frame {
     /// IPv6 only.
     pub extensions: Vec<Extension>,
     pub transport: Transport,
+    /// TCP only: asks for a connection.
+    pub opens: bool,
     pub payload: Vec<u8>,
 }
 
@@ -116,11 +120,16 @@ impl Frame {
         Self {
             tags: Vec::new(),
             source,
+            destination: match source {
+                IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+                IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1).into(),
+            },
             options: Vec::new(),
             dont_fragment: false,
             fragment: None,
             extensions: Vec::new(),
             transport: Transport::Tcp { source: 40_000, destination: 443 },
+            opens: false,
             payload: b"portcullis".to_vec(),
         }
     }
@@ -132,6 +141,18 @@ impl Frame {
 
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
+        self
+    }
+
+    pub fn to(mut self, destination: IpAddr) -> Self {
+        assert_eq!(destination.is_ipv4(), self.source.is_ipv4(), "both ends of one family");
+        self.destination = destination;
+        self
+    }
+
+    /// A TCP segment that asks for a connection.
+    pub fn opening(mut self) -> Self {
+        self.opens = true;
         self
     }
 
@@ -183,15 +204,16 @@ impl Frame {
             bytes.extend(tag.to_be_bytes());
             bytes.extend(number.to_be_bytes());
         }
-        match self.source {
-            IpAddr::V4(source) => {
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 bytes.extend(ethertype::IPV4.to_be_bytes());
-                bytes.extend(self.ipv4(source));
+                bytes.extend(self.ipv4(source, destination));
             }
-            IpAddr::V6(source) => {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 bytes.extend(ethertype::IPV6.to_be_bytes());
-                bytes.extend(self.ipv6(source));
+                bytes.extend(self.ipv6(source, destination));
             }
+            (source, destination) => panic!("{source} and {destination} are of two families"),
         }
         bytes
     }
@@ -215,8 +237,7 @@ impl Frame {
     }
 
     /// RFC 791, section 3.1.
-    fn ipv4(&self, source: Ipv4Addr) -> Vec<u8> {
-        let destination = Ipv4Addr::new(192, 0, 2, 1);
+    fn ipv4(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
         let is_later = self.fragment.is_some_and(|fragment| fragment.offset > 0);
         let pseudo = [source.octets(), destination.octets()].concat();
         let body = self.body(is_later, self.transport.protocol(false), &pseudo);
@@ -239,8 +260,7 @@ impl Frame {
     }
 
     /// RFC 8200, section 3.
-    fn ipv6(&self, source: Ipv6Addr) -> Vec<u8> {
-        let destination = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+    fn ipv6(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
         let mut next = self.transport.protocol(true);
         let is_later = self.extensions.iter().any(|extension| extension.is_later_fragment());
         let pseudo = [source.octets(), destination.octets()].concat();
@@ -265,7 +285,7 @@ impl Frame {
         }
         let (mut header, checksum_at) = match self.transport {
             Transport::Tcp { source, destination } => {
-                (tcp(source, destination, 1_000, 0x18), Some(16))
+                (tcp(source, destination, 1_000, if self.opens { 0x02 } else { 0x18 }), Some(16))
             }
             Transport::Segment { source, destination, sequence, flags } => {
                 (tcp(source, destination, sequence, flags), Some(16))

@@ -1,23 +1,33 @@
 //! The real programs and policy maps in the kernel, run on frames of a test's own making by
 //! BPF_PROG_TEST_RUN. Nothing is attached to any interface.
 
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::programs::{SchedClassifier, Xdp};
-use aya::{TestRun as _, TestRunOptions};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{Program, SchedClassifier, Xdp};
+use aya::{Ebpf, TestRun as _, TestRunOptions};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use ipnet::IpNet;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use portcullis::config::Config;
 use portcullis::decision::Origin;
-use portcullis::enforce::{Block, Effect, NewBlock, PolicyMaps as _, Target};
+use portcullis::enforce::{Block, Effect, Flow, NewBlock, PolicyMaps as _, Target};
 use portcullis::kernel::{self, Loaded};
+use portcullis_common::ABI_VERSION;
 use portcullis_common::event::{FirstDrop, kind};
-use portcullis_common::names::program;
-use portcullis_common::net::Addr;
-use portcullis_common::policy::Reason;
+use portcullis_common::names::{pinned, program};
+use portcullis_common::net::{Addr, FlowInfo, FlowKey, TCP, UDP};
+use portcullis_common::policy::{COST_SHIFT, Limit, Reason, unit};
+
+use super::frame::Frame;
+use super::reference::Policy;
 
 /// The two programs that share the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,22 +146,7 @@ impl Kernel {
 
     /// Runs a program on a frame: its verdict, and the mean duration of a run.
     pub fn run<'a>(&self, hook: Hook, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
-        let input = input.into();
-        let context = input.linear.map(|linear| hook.context(linear));
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(input.bytes);
-        options.ctx_in = context.as_deref();
-        options.repeat = input.repeat;
-        let name = match hook {
-            Hook::Xdp => program::XDP,
-            Hook::Tc => program::TC,
-        };
-        let program = self.loaded.ebpf.program(name).with_context(|| format!("no {name}"))?;
-        let result = match hook {
-            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
-            Hook::Tc => <&SchedClassifier>::try_from(program)?.test_run(options)?,
-        };
-        Ok((hook.verdict(result.return_value)?, result.duration))
+        hook.program(&self.loaded.ebpf)?.run(input)
     }
 
     /// Runs a program on a frame, once; returns its verdict and the reason it was counted
@@ -192,6 +187,65 @@ impl Kernel {
         Ok(self.loaded.policy.set_allowed(&nets)?)
     }
 
+    /// Has the kernel believe that a flow has shown a fingerprint.
+    pub fn show_fingerprint(&self, flow: &Flow, fingerprint: u64) -> Result<()> {
+        let map = Map::LruHashMap(self.pinned(pinned::FLOWS)?);
+        let mut flows = aya::maps::HashMap::<_, FlowKey, FlowInfo>::try_from(map)?;
+        let info = FlowInfo { fingerprint, seen_ns: kernel::monotonic_now() };
+        Ok(flows.insert(flow_key(flow), info, 0)?)
+    }
+
+    /// Makes every limit regain so little that a test sees nothing of it: its burst is all that
+    /// there is.
+    pub fn stop_limits(&self) -> Result<()> {
+        let map = Map::Array(self.pinned(pinned::LIMITS)?);
+        let mut limits = Array::<_, Limit>::try_from(map)?;
+        for at in 0..limits.len() {
+            let limit = limits.get(&at, 0)?;
+            if limit.cost == 0 {
+                continue;
+            }
+            // In 1/1024 ns: days for a packet, minutes for a byte, so that a long frame's fit into
+            // the word.
+            let cost = if limit.unit == unit::BYTES { 1 << 48 } else { 1 << 60_u64 };
+            let burst =
+                (u128::from(limit.tolerance_ns) << COST_SHIFT).div_ceil(u128::from(limit.cost));
+            let tolerance = u128::from(cost) * burst >> COST_SHIFT;
+            limits.set(at, Limit { cost, tolerance_ns: tolerance.try_into()?, ..limit }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// One of the policy's maps.
+    pub fn pinned(&self, name: &str) -> Result<MapData> {
+        let path = self.pin_dir().join(format!("maps-v{ABI_VERSION}")).join(name);
+        MapData::from_pin(&path).with_context(|| format!("can't open {}", path.display()))
+    }
+
+    /// Puts a whole policy in place of none.
+    pub fn enforce(&mut self, policy: &Policy) -> Result<()> {
+        for (flow, fingerprint) in &policy.seen {
+            self.show_fingerprint(flow, *fingerprint)?;
+        }
+        let maps = &mut self.loaded.policy;
+        maps.set_scopes(&policy.scopes)?;
+        maps.set_lists(&policy.lists)?;
+        // Rules may come before or after what they are about is known.
+        let (before, after) = policy.known.split_at(policy.known.len() / 2);
+        for (fingerprint, ja4) in before {
+            maps.learn(*fingerprint, ja4)?;
+        }
+        for (target, block) in &policy.blocks {
+            maps.block(target.clone(), block.clone())?;
+        }
+        for (fingerprint, ja4) in after {
+            maps.learn(*fingerprint, ja4)?;
+        }
+        maps.set_allowed(&policy.allowed)?;
+        maps.set_failsafe(&policy.failsafe_tcp, &policy.failsafe_udp)?;
+        self.stop_limits()
+    }
+
     /// The block of `target`, which must be in force.
     pub fn entry(&self, target: &str) -> Result<Block> {
         let target = Target::from(net(target));
@@ -212,7 +266,67 @@ impl Kernel {
     }
 }
 
+/// A program of a kernel's, for when its policy changes at the same time.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    hook: Hook,
+    program: &'a Program,
+}
+
+impl Judge<'_> {
+    /// As [`Kernel::run`].
+    pub fn run<'a>(self, input: impl Into<Input<'a>>) -> Result<(Verdict, Duration)> {
+        let input = input.into();
+        let context = input.linear.map(|linear| self.hook.context(linear));
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(input.bytes);
+        options.ctx_in = context.as_deref();
+        options.repeat = input.repeat;
+        let result = match self.hook {
+            Hook::Xdp => <&Xdp>::try_from(self.program)?.test_run(options)?,
+            Hook::Tc => <&SchedClassifier>::try_from(self.program)?.test_run(options)?,
+        };
+        Ok((self.hook.verdict(result.return_value)?, result.duration))
+    }
+
+    /// The same with nothing but the frame, in as little time as it takes: for millions of frames.
+    pub fn run_once(self, frame: &[u8]) -> Result<Verdict> {
+        // SAFETY: a union of integers and addresses, of which all zeros are a value.
+        let mut attr = unsafe { std::mem::zeroed::<bpf_attr>() };
+        // SAFETY: the member that this command reads, all zero so far.
+        let test = unsafe { &mut attr.test };
+        test.prog_fd = match self.hook {
+            Hook::Xdp => <&Xdp>::try_from(self.program)?.fd()?.as_fd().as_raw_fd() as u32,
+            Hook::Tc => {
+                <&SchedClassifier>::try_from(self.program)?.fd()?.as_fd().as_raw_fd() as u32
+            }
+        };
+        test.data_in = frame.as_ptr() as u64;
+        test.data_size_in = frame.len().try_into()?;
+        test.repeat = 1;
+        // SAFETY: the attributes are of the size that is given, and the frame lives longer than the call and
+        // is as long as they say; the kernel writes nothing but the attributes.
+        let result = unsafe {
+            let command = bpf_cmd::BPF_PROG_TEST_RUN as libc::c_long;
+            libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>())
+        };
+        ensure!(result == 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
+        // SAFETY: the member that the command has written.
+        self.hook.verdict(unsafe { attr.test.retval })
+    }
+}
+
 impl Hook {
+    /// Its program in `ebpf`.
+    pub fn program(self, ebpf: &Ebpf) -> Result<Judge<'_>> {
+        let name = match self {
+            Self::Xdp => program::XDP,
+            Self::Tc => program::TC,
+        };
+        let program = ebpf.program(name).with_context(|| format!("no {name}"))?;
+        Ok(Judge { hook: self, program })
+    }
+
     fn verdict(self, returned: u32) -> Result<Verdict> {
         /// `TC_ACT_UNSPEC`: the next program decides.
         const UNSPEC: u32 = -1_i32 as u32;
@@ -254,6 +368,44 @@ pub fn net(text: &str) -> IpNet {
     text.parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .unwrap_or_else(|_| panic!("{text} is no address and no network"))
+}
+
+/// A frame from an address; see [`Frame::from`].
+///
+/// # Panics
+/// When `source` is no address.
+pub fn from(source: &str) -> Frame {
+    Frame::from(net(source).addr())
+}
+
+/// Asserts what both programs say of the frame.
+#[track_caller]
+pub fn assert_judged(kernel: &Kernel, frame: &Frame, expected: Reason) {
+    for hook in Hook::ALL {
+        let judged = kernel.judge(hook, &frame.bytes()).expect("the program runs");
+        assert_eq!(judged, (Verdict::of(expected), expected), "{hook:?} {frame:?}");
+    }
+}
+
+/// Has the calling thread run on one CPU, by its number.
+pub fn on_cpu(number: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(number)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("can't choose the CPU")
+}
+
+fn flow_key(flow: &Flow) -> FlowKey {
+    let addr = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
+        IpAddr::V6(v6) => Addr(v6.octets()),
+    };
+    FlowKey {
+        local: addr(flow.server.ip()),
+        remote: addr(flow.client.ip()),
+        local_port: flow.server.port(),
+        remote_port: flow.client.port(),
+        protocol: if flow.is_udp { UDP } else { TCP },
+    }
 }
 
 /// The event's fields, in their order and without padding.

@@ -7,5 +7,6 @@ pub mod extension;
 pub mod frame;
 pub mod harness;
 pub mod hello;
+pub mod limiter;
 pub mod random;
 pub mod reference;

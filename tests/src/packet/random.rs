@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use fastrand::Rng;
+use portcullis::enforce::Flow;
 
 use super::extension::Extension;
 use super::frame::{Fragment, Frame, Transport, ethertype, protocol};
@@ -22,13 +23,18 @@ pub struct Frames {
     rng: Rng,
     pub sources: Vec<IpAddr>,
     pub ports: Vec<u16>,
+    /// Beside the usual one of each family.
+    pub destinations: Vec<IpAddr>,
+    /// A part of the frames belongs to these.
+    pub flows: Vec<Flow>,
     /// No frame is longer, in bytes.
     pub max_len: usize,
 }
 
 impl Frames {
     pub fn new(seed: u64, sources: Vec<IpAddr>, ports: Vec<u16>, max_len: usize) -> Self {
-        Self { rng: Rng::with_seed(seed), sources, ports, max_len }
+        let (destinations, flows) = (Vec::new(), Vec::new());
+        Self { rng: Rng::with_seed(seed), sources, ports, destinations, flows, max_len }
     }
 
     /// Half of the frames are mutated.
@@ -52,10 +58,21 @@ impl Frames {
     }
 
     fn well_formed(&mut self) -> Frame {
-        let source = self.source();
+        let flow =
+            if self.rng.u8(0..4) == 0 { self.rng.choice(&self.flows).copied() } else { None };
+        let source = flow.map_or_else(|| self.source(), |flow| flow.client.ip());
         let mut frame = Frame::from(source);
         frame.tags = (0..self.tag_count()).map(|_| self.pick(&ethertype::TAGS)).collect();
         frame.transport = self.transport();
+        frame.opens = self.rng.bool();
+        let same_family = |one: &&IpAddr| one.is_ipv4() == source.is_ipv4();
+        let destinations: Vec<_> = self.destinations.iter().filter(same_family).collect();
+        if self.rng.bool() {
+            frame.destination = self.rng.choice(destinations).copied().unwrap_or(frame.destination);
+        }
+        if let Some(flow) = flow {
+            frame = of_flow(frame, &flow);
+        }
         frame.payload = vec![0xa5; self.payload_len()];
         if source.is_ipv4() {
             if self.rng.u8(0..3) == 0 {
@@ -162,4 +179,12 @@ impl Frames {
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.rng.usize(..from.len())]
     }
+}
+
+fn of_flow(frame: Frame, flow: &Flow) -> Frame {
+    let (source, destination) = (flow.client.port(), flow.server.port());
+    frame.to(flow.server.ip()).transport(match flow.is_udp {
+        true => Transport::Udp { source, destination },
+        false => Transport::Tcp { source, destination },
+    })
 }

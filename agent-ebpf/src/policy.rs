@@ -102,8 +102,8 @@ pub struct Judged<'a> {
     pub packet: &'a Packet,
     /// Of the frame, with its link header.
     pub len: u64,
-    /// The scopes it is in.
-    pub scopes: u64,
+    /// The scopes its destination port is in.
+    port_scopes: u64,
     /// Its destination is a failsafe port.
     pub is_failsafe: bool,
     /// On the clock of rules' expiry.
@@ -120,7 +120,7 @@ impl<'a> Judged<'a> {
 
     #[inline(always)]
     fn of(packet: &'a Packet, len: u64, settings: &'a Settings) -> Self {
-        let mut scopes = u64::MAX;
+        let mut port_scopes = u64::MAX;
         let mut is_failsafe = false;
         if packet.port.is_known()
             && let Some(said) = PC_PORTS.get(u32::from(packet.port.number()))
@@ -130,16 +130,22 @@ impl<'a> Judged<'a> {
                 _ => port::FAILSAFE_UDP,
             };
             is_failsafe = said & failsafe != 0;
-            scopes = settings.any_port_scopes | said;
-        }
-        if settings.features & feature::ADDRESS_SCOPES != 0 {
-            // SAFETY: the value is copied at once.
-            let listed = unsafe { PC_SCOPE_ADDRS.get(packet.destination.addr()) };
-            scopes &= settings.any_address_scopes | listed.copied().unwrap_or(0);
+            port_scopes = settings.any_port_scopes | said;
         }
         // SAFETY: the helper takes no arguments.
         let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-        Self { packet, len, scopes, is_failsafe, now_ns, settings }
+        Self { packet, len, port_scopes, is_failsafe, now_ns, settings }
+    }
+
+    /// The scopes it is in. Few rules ask, and it takes a look-up.
+    #[inline(always)]
+    pub fn scopes(&self) -> u64 {
+        if self.settings.features & feature::ADDRESS_SCOPES == 0 {
+            return self.port_scopes;
+        }
+        // SAFETY: the value is copied at once.
+        let listed = unsafe { PC_SCOPE_ADDRS.get(self.packet.destination.addr()) };
+        self.port_scopes & (self.settings.any_address_scopes | listed.copied().unwrap_or(0))
     }
 }
 

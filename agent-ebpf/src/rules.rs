@@ -77,7 +77,7 @@ pub fn apply(rule: *mut Rule, packet: &Judged<'_>) -> Said {
     // writes these fields.
     let (expires_ns, scopes, what, flags) =
         unsafe { ((*rule).expires_ns, (*rule).scopes, (*rule).action, (*rule).flags) };
-    if scopes != EVERYWHERE && scopes & packet.scopes == 0 {
+    if scopes != EVERYWHERE && scopes & packet.scopes() == 0 {
         return Said::Nothing;
     }
     if expires_ns <= packet.now_ns {

@@ -121,8 +121,8 @@ pub struct Work {
     pub packet: Packet,
     /// Of the frame, with its link header.
     pub len: u64,
-    /// The scopes the packet is in.
-    pub scopes: u64,
+    /// The scopes that the packet's destination port is in.
+    port_scopes: u64,
     /// On the clock of rules' expiry.
     pub now_ns: u64,
     /// 1 if its destination is a failsafe port.
@@ -149,7 +149,7 @@ impl Work {
     #[inline(always)]
     fn prepare(&mut self, settings: &Settings) {
         (self.rule, self.listed, self.limited, self.fingerprint) = (NO_RULE, NO_RULE, NO_RULE, 0);
-        let mut scopes = u64::MAX;
+        let mut port_scopes = u64::MAX;
         let mut is_failsafe = false;
         let port = self.packet.port;
         if port.is_known()
@@ -160,17 +160,23 @@ impl Work {
                 _ => port::FAILSAFE_UDP,
             };
             is_failsafe = said & failsafe != 0;
-            scopes = settings.any_port_scopes | said;
+            port_scopes = settings.any_port_scopes | said;
         }
-        if settings.features & feature::ADDRESS_SCOPES != 0 {
-            // SAFETY: the value is copied at once.
-            let listed = unsafe { PC_SCOPE_ADDRS.get(self.packet.destination.addr()) };
-            scopes &= settings.any_address_scopes | listed.copied().unwrap_or(0);
-        }
-        self.scopes = scopes;
+        self.port_scopes = port_scopes;
         self.is_failsafe = u32::from(is_failsafe);
         // SAFETY: the helper takes no arguments.
         self.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    }
+
+    /// The scopes the packet is in. Few rules ask, and it takes a look-up.
+    #[inline(always)]
+    pub fn scopes(&self, settings: &Settings) -> u64 {
+        if settings.features & feature::ADDRESS_SCOPES == 0 {
+            return self.port_scopes;
+        }
+        // SAFETY: the value is copied at once.
+        let listed = unsafe { PC_SCOPE_ADDRS.get(self.packet.destination.addr()) };
+        self.port_scopes & (settings.any_address_scopes | listed.copied().unwrap_or(0))
     }
 }
 

@@ -73,12 +73,12 @@ pub enum Said {
 
 /// Applies `rule`.
 #[inline(always)]
-pub fn apply(rule: *mut Rule, work: &Work) -> Said {
+pub fn apply(rule: *mut Rule, work: &Work, settings: &Settings) -> Said {
     // SAFETY: a pointer into a map value stays valid while the program runs, and only userspace
     // writes these fields.
     let (expires_ns, scopes, what, flags) =
         unsafe { ((*rule).expires_ns, (*rule).scopes, (*rule).action, (*rule).flags) };
-    if scopes != EVERYWHERE && scopes & work.scopes == 0 {
+    if scopes != EVERYWHERE && scopes & work.scopes(settings) == 0 {
         return Said::Nothing;
     }
     if expires_ns <= work.now_ns {

@@ -58,7 +58,7 @@ unsafe extern "C" fn step(_: u32, work: *mut c_void) -> i64 {
         work.listed = NO_RULE;
     }
     if work.rule != NO_RULE {
-        return i64::from(apply(work));
+        return i64::from(apply(work, settings));
     }
     if !work.candidates.are_none() {
         look_prefix_up(work, settings);
@@ -74,13 +74,13 @@ unsafe extern "C" fn step(_: u32, work: *mut c_void) -> i64 {
 
 /// Whether the rule has the last word.
 #[inline(always)]
-fn apply(work: &mut Work) -> bool {
+fn apply(work: &mut Work, settings: &Settings) -> bool {
     let index = work.rule;
     work.rule = NO_RULE;
     let Some(rule) = PC_RULES.get_ptr_mut(index) else { return false };
     // SAFETY: a pointer into a map value stays valid while the program runs.
     work.rule = unsafe { (*rule).next };
-    match rules::apply(rule, work) {
+    match rules::apply(rule, work, settings) {
         Said::Nothing => {}
         Said::Limit => work.limited = index,
         Said::Reason(reason) => work.outcome = work.outcome.and(reason),

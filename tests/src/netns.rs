@@ -68,7 +68,7 @@ impl Lab {
                 Host::new(&name, &format!("c{index}"), Addresses::of_client(number, index))
             })
             .collect();
-        let switch = format!("{name}-sw");
+        let switch = switch_of(&name);
         let namespaces = clients
             .iter()
             .chain([&server])
@@ -98,6 +98,16 @@ impl Lab {
 
     pub fn server(&self) -> &Host {
         &self.server
+    }
+
+    /// The namespace of the bridge.
+    pub fn switch(&self) -> String {
+        switch_of(&self.name)
+    }
+
+    /// The bridge's interface on the server's side.
+    pub fn switch_port(&self) -> &str {
+        &self.server.role
     }
 
     /// # Panics
@@ -136,6 +146,10 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+fn switch_of(lab: &str) -> String {
+    format!("{lab}-sw")
 }
 
 /// One host: a namespace with one interface.

@@ -9,8 +9,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type, perf_event_attr};
+use aya_obj::generated::perf_event_attr;
 use portcullis::capture::sites;
+
+use super::assembled::{Program, instruction, op};
 
 /// `PERF_EVENT_IOC_SET_BPF` and `PERF_EVENT_IOC_ENABLE` of linux/perf_event.h.
 const IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
@@ -38,36 +40,15 @@ impl EmptyProbes {
         let (read, write) = (offset_of("SSL_read")?, offset_of("SSL_write")?);
         let events = [(read, 0), (read, RETURN_PROBE), (write, 0)]
             .into_iter()
-            .map(|(offset, config)| attach(&program, library, offset, config))
+            .map(|(offset, config)| attach(program.fd(), library, offset, config))
             .collect::<Result<_>>()?;
         Ok(Self { _events: events })
     }
 }
 
-/// `r0 = 0; exit`
-fn load_empty_program() -> Result<OwnedFd> {
-    let instruction = |code: u8| {
-        // SAFETY: an instruction is plain integers, for which zero is a value.
-        let mut instruction: bpf_insn = unsafe { mem::zeroed() };
-        instruction.code = code;
-        instruction
-    };
-    // BPF_ALU64 | BPF_MOV | BPF_K, and BPF_JMP | BPF_EXIT (linux/bpf_common.h).
-    let program = [instruction(0xb7), instruction(0x95)];
-    let license = c"GPL";
-    // SAFETY: the attribute is a union of plain integers, for which zero is a value.
-    let mut attr: bpf_attr = unsafe { mem::zeroed() };
-    // SAFETY: BPF_PROG_LOAD reads this member of the union, and no other has been written.
-    let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
-    load.insn_cnt = u32::try_from(program.len())?;
-    load.insns = program.as_ptr() as u64;
-    load.license = license.as_ptr() as u64;
-    // SAFETY: the attribute is whole, and what it points to lives until the call returns.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_LOAD, &raw mut attr, size_of::<bpf_attr>())
-    };
-    owned(fd).context("can't load an empty program")
+fn load_empty_program() -> Result<Program> {
+    Program::kprobe(&[instruction(op::MOVE_IMM, 0, 0, 0, 0), instruction(op::EXIT, 0, 0, 0, 0)])
+        .context("can't load an empty program")
 }
 
 fn attach(program: &OwnedFd, library: &Path, offset: u64, config: u64) -> Result<OwnedFd> {

@@ -1,12 +1,12 @@
 //! The benchmarks, by the names that `cargo xtask bench` takes.
 
+mod assembled;
 mod block;
-mod client_hello;
 mod empty_probes;
 pub mod report;
 mod tls;
+mod wrk;
 mod xdp;
-mod xdp_filter;
 
 use anyhow::Result;
 

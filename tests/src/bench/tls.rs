@@ -3,22 +3,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::Effort;
 use super::empty_probes::EmptyProbes;
 use super::report::{Better, Case, Report, Summary};
+use super::wrk;
 use crate::agent::Agent;
 use crate::netns::Lab;
 use crate::nginx::{Nginx, Options};
 
-/// Keep-alive connections of the load generator.
-const CONNECTIONS: &str = "16";
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libssl.so.3";
 /// Nothing is to be found in the load itself.
 const CONFIG: &str = "[detect.request_rate]\nenabled = false\n";
@@ -46,12 +43,8 @@ pub fn run(effort: Effort) -> Result<Report> {
     let lab = Lab::new("pcbench", 1)?;
     let nginx = Nginx::start(&lab, &Options::default())?;
     let last_cpu = thread::available_parallelism()?.get() - 1;
-    for worker in nginx.workers() {
-        let mut cpus = CpuSet::new();
-        cpus.set(0)?;
-        sched_setaffinity(worker, &cpus)?;
-    }
-    let load = || answers_per_second(&lab, &nginx, seconds, last_cpu);
+    nginx.workers().into_iter().try_for_each(|worker| wrk::pin(worker, 0))?;
+    let load = || wrk::answers_per_second(&lab, &nginx, seconds, last_cpu);
     load().context("warm-up")?;
 
     let mut measured = Measured::default();
@@ -138,21 +131,4 @@ fn cpu_time(pid: Pid) -> Result<f64> {
     };
     let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
     Ok((ticks(11)? + ticks(12)?) / per_second as f64)
-}
-
-/// wrk on another processor than NGINX's worker.
-fn answers_per_second(lab: &Lab, nginx: &Nginx, seconds: u32, cpu: usize) -> Result<f64> {
-    let mut wrk = Command::new("taskset");
-    wrk.args(["--cpu-list", &cpu.to_string(), "wrk", "--threads", "1"]);
-    wrk.args(["--connections", CONNECTIONS, "--duration", &format!("{seconds}s")]);
-    wrk.arg(format!("https://{}/tiny", nginx.address_v4()));
-    let output = lab.client(0).output(wrk)?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success() && !text.contains("Non-2xx"),
-        "wrk: {text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.context("wrk told no rate")?.trim().parse().context("wrk's rate")
 }

@@ -34,6 +34,7 @@ pub const LAB: &[Tool] = &[
 pub const BENCH: &[Tool] = &[
     tool("wrk", "wrk", "loads the server"),
     tool("xdp-filter", "xdp-tools", "is the peer that XDP is compared with"),
+    tool("nft", "nftables", "is the other"),
 ];
 
 /// What the tests on other kernels need beside the laboratory.

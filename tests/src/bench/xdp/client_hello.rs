@@ -5,23 +5,39 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Result, ensure};
 
+use super::{Better, Case, Plan, alone, on_last_cpu};
 use crate::packet::harness::{Hook, Input, Kernel};
 use crate::packet::hello::{Fingerprints, Flow, REAL, of_size};
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 
+/// Nanoseconds that a hello may cost, and that a packet which is none may cost more.
+const TARGET: f64 = 1_500.0;
+const OTHER_TARGET: f64 = 5.0;
+
 /// Nanoseconds that fingerprints add to a packet, by round.
 #[derive(Clone, Debug, Default)]
-pub struct Added {
+struct Added {
     /// A hello of OpenSSL in the SYN, which opens the flow anew each time.
-    pub hello: Vec<f64>,
+    hello: Vec<f64>,
     /// The same of 1,800 bytes, as with keys of post-quantum cryptography.
-    pub long_hello: Vec<f64>,
+    long_hello: Vec<f64>,
     /// A segment later in a flow that has its fingerprint.
-    pub other: Vec<f64>,
+    other: Vec<f64>,
 }
 
-pub fn measure(rounds: usize, repeat: u32) -> Result<Added> {
+pub fn run(plan: Plan) -> Result<[Case; 3]> {
+    let Added { hello, long_hello, other } =
+        on_last_cpu(|| measure(plan.rounds, plan.repeat / 10))?;
+    let unit = "ns/packet";
+    Ok([
+        alone("client_hello", unit, &hello, TARGET, Better::Lower),
+        alone("client_hello_1800_bytes", unit, &long_hello, TARGET, Better::Lower),
+        alone("client_hello_none", unit, &other, OTHER_TARGET, Better::Lower),
+    ])
+}
+
+fn measure(rounds: usize, repeat: u32) -> Result<Added> {
     let mut with = Fingerprints::new()?;
     let without = Kernel::new()?;
     let (_, hello) = REAL[0];

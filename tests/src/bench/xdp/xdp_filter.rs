@@ -18,6 +18,15 @@ const PINS: &str = "/sys/fs/bpf/xdp-filter";
 /// Where xdp-filter's loader pins dispatchers. It leaves the directory behind.
 const DISPATCHERS: &str = "/sys/fs/bpf/xdp";
 
+/// Where its program runs.
+#[derive(Clone, Copy)]
+pub enum Mode {
+    /// In the network stack.
+    Generic,
+    /// In the driver.
+    Native,
+}
+
 /// Loaded until dropped.
 pub struct XdpFilter<'a> {
     host: &'a Host,
@@ -25,13 +34,17 @@ pub struct XdpFilter<'a> {
 
 impl<'a> XdpFilter<'a> {
     /// With all of its features, and a policy that lets pass what no rule names.
-    pub fn load(host: &'a Host) -> Result<Self> {
+    pub fn load(host: &'a Host, mode: Mode) -> Result<Self> {
         ensure!(
             !Path::new(PINS).exists(),
             "this host has xdp-filter in use ({PINS} is there); `xdp-filter unload --all` removes it"
         );
         let this = Self { host };
-        this.call(&["load", "--mode", "skb", "--features", "all", INTERFACE])?;
+        let mode = match mode {
+            Mode::Generic => "skb",
+            Mode::Native => "native",
+        };
+        this.call(&["load", "--mode", mode, "--features", "all", INTERFACE])?;
         Ok(this)
     }
 

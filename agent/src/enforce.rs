@@ -1,14 +1,18 @@
 //! Decisions into the kernel's maps: the only writer of the policy.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis_common::fingerprint::Seed;
+use serde::{Deserialize, Serialize};
 
 use crate::decision::{Action, Decision, Mode, Origin};
+
+mod words;
+
+pub use words::{Speed, parse_ja4, parse_network};
 
 /// Whose packets a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,29 +31,6 @@ impl From<IpNet> for Target {
     }
 }
 
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Network(net) => show_network(f, net),
-            Self::Fingerprint(ja4) => f.write_str(ja4),
-            Self::Conjunction(net, ja4) => {
-                show_network(f, net)?;
-                write!(f, " with {ja4}")
-            }
-            Self::Flow(Flow { client, server, .. }) => write!(f, "{client} to {server}"),
-        }
-    }
-}
-
-/// A network of one address is shown as that.
-fn show_network(f: &mut fmt::Formatter<'_>, net: &IpNet) -> fmt::Result {
-    if net.prefix_len() == net.max_prefix_len() {
-        write!(f, "{}", net.addr())
-    } else {
-        write!(f, "{net}")
-    }
-}
-
 /// A TCP connection or a UDP exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Flow {
@@ -60,7 +41,7 @@ pub struct Flow {
 }
 
 /// What becomes of the packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     Drop,
     Count,
@@ -70,6 +51,34 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// What `action` comes to in the kernel; `None` where it is none of the kernel's business. A
+    /// limit without a rate is none.
+    pub fn of(action: Action, rate: Option<Rate>) -> Option<Self> {
+        match action {
+            Action::Drop => Some(Self::Drop),
+            Action::RateLimit => rate.map(Self::Limit),
+            Action::Deceive => Some(Self::Steer),
+            Action::Tag => Some(Self::Count),
+            Action::Alert => None,
+        }
+    }
+
+    pub const fn action(self) -> Action {
+        match self {
+            Self::Drop => Action::Drop,
+            Self::Limit(_) => Action::RateLimit,
+            Self::Steer => Action::Deceive,
+            Self::Count => Action::Tag,
+        }
+    }
+
+    pub const fn rate(self) -> Option<Rate> {
+        match self {
+            Self::Limit(rate) => Some(rate),
+            Self::Drop | Self::Steer | Self::Count => None,
+        }
+    }
+
     pub const fn kind(self) -> Kind {
         match self {
             Self::Drop => Kind::Drop,
@@ -89,19 +98,37 @@ pub enum Kind {
     Count,
 }
 
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Drop, Self::Steer, Self::Limit, Self::Count];
+
+    /// The name in blocks, metrics and the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Steer => "deceive",
+            Self::Limit => "rate_limit",
+            Self::Count => "count",
+        }
+    }
+}
+
 /// How much may pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rate {
-    pub unit: Unit,
     /// Units in a second, at least one.
     pub per_s: u64,
     /// Units at once, at least one.
     pub burst: u64,
+    #[serde(default)]
+    pub unit: Unit,
+    #[serde(default, skip_serializing_if = "Each::is_target")]
     pub each: Each,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Unit {
+    #[default]
     Packets,
     Bytes,
     /// TCP connections that are asked for.
@@ -109,12 +136,20 @@ pub enum Unit {
 }
 
 /// Who shares a rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Each {
     /// All packets of the target.
+    #[default]
     Target,
     /// Each client has the rate to itself: prefixes of so many bits are one.
     Client { v4: u8, v6: u8 },
+}
+
+impl Each {
+    const fn is_target(&self) -> bool {
+        matches!(self, Self::Target)
+    }
 }
 
 /// A rule to make.
@@ -156,6 +191,9 @@ pub struct Block {
     pub bytes: u64,
     /// Of a limit: packets that were beyond it.
     pub exceeded: u64,
+    /// Of a limit for each client: packets that passed because there was no room left to remember
+    /// their client.
+    pub no_room: u64,
 }
 
 impl Block {
@@ -190,6 +228,16 @@ pub struct Usage {
     pub capacity: u32,
     /// Of the capacity, what only operators may use.
     pub reserve: u32,
+}
+
+/// All rules together, but for those of lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// In the order of [`Kind::ALL`].
+    pub rules: [u64; Kind::ALL.len()],
+    /// As [`Block::exceeded`] and [`Block::no_room`].
+    pub exceeded: u64,
+    pub no_room: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +281,8 @@ pub trait PolicyMaps: FingerprintMaps {
     /// Rules that there are, and for how many there is room.
     fn usage(&self) -> Usage;
 
+    fn tally(&self) -> Tally;
+
     /// Replaces all lists, in one step. The counters of a list go on by its name.
     fn set_lists(&mut self, lists: &[List]) -> Result<(), EnforceError>;
 
@@ -249,26 +299,27 @@ pub trait PolicyMaps: FingerprintMaps {
     fn set_failsafe(&mut self, tcp: &[u16], udp: &[u16]) -> Result<(), EnforceError>;
 }
 
-/// Carries a decision out, as far as it is one for the kernel: an observed drop only counts.
+/// Carries a decision out, as far as it is one for the kernel: what is observed only counts.
 ///
 /// # Errors
-/// When the kernel's map does not take the block.
+/// When the kernel's maps do not take the rule.
 pub fn carry_out(
     maps: &mut impl PolicyMaps,
     decision: &Decision,
     ttl: Option<Duration>,
     origin: Origin,
 ) -> Result<(), EnforceError> {
-    let (Action::Drop, Some(target)) = (decision.action, decision.subject.network()) else {
+    let effect = Effect::of(decision.action, decision.rate);
+    let (Some(effect), Some(target)) = (effect, decision.subject.target()) else {
         return Ok(());
     };
     let block = NewBlock {
         ttl,
         rule_id: decision.rule_id().unwrap_or_default(),
         origin,
-        effect: Effect::Drop,
+        effect,
         count_only: decision.mode == Mode::Observe,
-        service: None,
+        service: decision.scope().cloned(),
     };
     maps.block(target, block)
 }

@@ -18,6 +18,7 @@ pub mod flow;
 pub mod host;
 pub mod http;
 pub mod kernel;
+mod lists;
 pub mod pipeline;
 pub mod replay;
 pub mod report;

@@ -4,12 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use crate::config::Config;
-use crate::decide::{self, Decider, HostGuards, Lifted, Refused, Which};
+use crate::decide::{self, Decider, HostGuards, Lifted, Order, Refused, Which};
 use crate::decision::{Decision, Subject};
 use crate::detect::{self, Detectors};
+use crate::enforce::RuleName;
 use crate::finding::Finding;
 use crate::time::Timestamp;
 use crate::transaction::Transaction;
@@ -72,12 +71,11 @@ impl Pipeline {
     /// See [`Decider::operator_block`].
     pub fn operator_block(
         &mut self,
-        target: IpNet,
-        ttl: Option<Duration>,
+        order: &Order,
         reason: &str,
         now: Timestamp,
     ) -> Result<Decision, Refused> {
-        self.decider.operator_block(target, ttl, reason, now)
+        self.decider.operator_block(order, reason, now)
     }
 
     /// Ends decisions before their time; their clients start anew.
@@ -92,7 +90,7 @@ impl Pipeline {
         if !self.decider.not_enforced(decision) {
             return;
         }
-        if let Some(client) = decision.subject.network() {
+        if let Some(client) = decision.subject.addresses() {
             let until = decision.ts.saturating_add(RETRY_AFTER);
             self.detectors.quiet_client(client.addr(), decision.mode, until);
         }
@@ -108,9 +106,14 @@ impl Pipeline {
         self.decider.in_force()
     }
 
-    /// See [`Decider::dropped_until`].
-    pub fn dropped_until(&self, subject: &Subject, now: Timestamp) -> Option<Timestamp> {
-        self.decider.dropped_until(subject, now)
+    /// See [`Decider::holder`].
+    pub fn holder(&self, rule: &RuleName, now: Timestamp) -> Option<(&Decision, Timestamp)> {
+        self.decider.holder(rule, now)
+    }
+
+    /// See [`Decider::enforced_on`].
+    pub fn enforced_on(&self, subject: &Subject) -> impl Iterator<Item = &Decision> {
+        self.decider.enforced_on(subject)
     }
 
     /// Clients remembered.
@@ -127,7 +130,7 @@ impl Pipeline {
     }
 
     fn forget(&mut self, lifted: Vec<Lifted>) -> Vec<Lifted> {
-        let networks = lifted.iter().filter_map(|one| one.decision.subject.network());
+        let networks = lifted.iter().filter_map(|one| one.decision.subject.addresses());
         let clients: Vec<IpAddr> = networks.map(|net| net.addr()).collect();
         clients.into_iter().for_each(|ip| self.detectors.forget(ip));
         lifted
@@ -139,6 +142,7 @@ mod tests {
     use std::hint::black_box;
     use std::time::Instant;
 
+    use ipnet::IpNet;
     use proptest::prelude::*;
 
     use super::*;

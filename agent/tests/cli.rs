@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use portcullis::decision::Mode;
 use portcullis::report::control::{
-    BlockInfo, Call, ControlSocket, ErrorKind, Request, Response, Server,
+    BlockAction, BlockInfo, Call, ControlSocket, ErrorKind, Request, Response, Server,
 };
 use portcullis::report::snapshot::Snapshot;
 use serde_json::{Value, json};
@@ -92,10 +92,11 @@ fn answer(request: Request) -> Response {
         Request::Blocks => Response::Blocks {
             blocks: vec![block("203.0.113.7/32", Some(65)), block("2001:db8::/64", None)],
         },
-        Request::Block { target, ttl_s, .. } => {
-            Response::Blocked { block: block(&target.to_string(), ttl_s) }
+        Request::Block { target, action, rate, service, ttl_s, .. } => {
+            let block = BlockInfo { action, rate, service, ..block(&target.to_string(), ttl_s) };
+            Response::Blocked { block }
         }
-        Request::Unblock { target } => {
+        Request::Unblock { target, .. } => {
             Response::error(ErrorKind::Refused, format!("{target} is not blocked"))
         }
         Request::AllowList | Request::AllowAdd { .. } => Response::Allowed { allowed: Vec::new() },
@@ -109,7 +110,10 @@ fn answer(request: Request) -> Response {
 
 fn block(target: &str, remaining_s: Option<u64>) -> BlockInfo {
     BlockInfo {
-        target: target.parse().expect("a network"),
+        target: target.parse().expect("a target"),
+        action: BlockAction::Drop,
+        rate: None,
+        service: None,
         remaining_s,
         id: "2a".into(),
         detector: Some("operator".into()),
@@ -117,6 +121,8 @@ fn block(target: &str, remaining_s: Option<u64>) -> BlockInfo {
         count_only: false,
         packets: 5,
         bytes: 300,
+        exceeded: 0,
+        no_room: 0,
     }
 }
 
@@ -186,9 +192,9 @@ fn answers_are_shown_as_tables_and_as_json() {
     assert_eq!(blocks.status, 0, "{}", blocks.stderr);
     assert_eq!(
         blocks.stdout,
-        "TARGET         REMAINING  ID  DETECTOR  PACKETS  BYTES  REASON\n\
-         203.0.113.7    1m 5s      2a  operator  5        300    ticket 4711\n\
-         2001:db8::/64  no end     2a  operator  5        300    ticket 4711\n"
+        "TARGET         ACTION  SERVICE  RATE  EXCEEDED  PACKETS  BYTES  REMAINING  ID  DETECTOR  REASON\n\
+         203.0.113.7    drop    -        -     0         5        300    1m 5s      2a  operator  ticket 4711\n\
+         2001:db8::/64  drop    -        -     0         5        300    no end     2a  operator  ticket 4711\n"
     );
     let blocks = agent.call(&["blocks", "--json"]).json();
     assert_eq!(blocks[0]["target"], "203.0.113.7/32");
@@ -213,6 +219,36 @@ fn a_block_says_how_long_it_holds() {
     assert_eq!(ended.stdout, "203.0.113.9 blocked for 10m\n", "{}", ended.stderr);
     let ended = agent.call(&["block", "203.0.113.9"]);
     assert_eq!(ended.stdout, "203.0.113.9 blocked until it is lifted\n");
+    let ended = agent.call(&[
+        "block", "198.51.100.0/24", "--action", "rate-limit", "--rate", "50 connections/s", "--each",
+        "--service", "shop",
+    ]);
+    let limited =
+        "198.51.100.0/24 limited to 50 connections/s each on shop until it is lifted\n";
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), (limited, ""));
+}
+
+#[test]
+fn every_target_can_be_named() {
+    const JA4: &str = "t13d1516h2_8daaf6152771_e5627efa2ab1";
+    let agent = Agent::start();
+    let ended = agent.call(&["block", JA4]);
+    assert_eq!(ended.stdout, format!("{JA4} blocked until it is lifted\n"));
+    assert!(ended.stderr.contains("shared by all who use the same software"), "{}", ended.stderr);
+    let ended = agent.call(&["block", "203.0.113.7", "--ja4", JA4, "--json"]);
+    assert_eq!(ended.json()["target"], format!("203.0.113.7/32 with {JA4}"));
+    assert_eq!(ended.stderr, "");
+    let flow = "203.0.113.7:50000>192.0.2.1:443";
+    let ended = agent.call(&["block", flow, "--action", "count"]);
+    assert_eq!(ended.stdout, format!("{flow} counted until it is lifted\n"));
+    for wrong in [
+        &["block", JA4, "--ja4", JA4][..],
+        &["block", flow, "--ja4", JA4],
+        &["block", "203.0.113.7", "--rate", "10/s"],
+        &["unblock", "203.0.113.7", "--ja4", "Firefox"],
+    ] {
+        assert_eq!(agent.call(wrong).status, 2, "{wrong:?}");
+    }
 }
 
 #[test]
@@ -220,7 +256,7 @@ fn an_error_of_the_agent_is_status_1() {
     let agent = Agent::start();
     let ended = agent.call(&["unblock", "203.0.113.9"]);
     assert_eq!(ended.status, 1);
-    assert_eq!(ended.stderr, "portcullis: 203.0.113.9/32 is not blocked\n");
+    assert_eq!(ended.stderr, "portcullis: 203.0.113.9 is not blocked\n");
     // A request that the agent does not understand is the call's fault.
     assert_eq!(agent.call(&["allow", "remove", "10.0.0.0/8"]).status, 2);
 }

@@ -8,10 +8,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd};
-use portcullis_common::ABI_VERSION;
-use portcullis_common::names::pinned;
-use portcullis_common::net::Addr;
-use portcullis_common::policy::{DenyEntry, DenyKey, NEVER_EXPIRES, action};
 use portcullis_tests::agent::Agent;
 use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::process::Process;
@@ -82,7 +78,7 @@ fn tarpit_holds_the_steered_client_alone(family: Family) {
     let agent = scene.agent(TARPIT).expect("the agent");
     let server = scene.server(family);
     assert!(meets_service(scene.attacker(), server));
-    steer(&agent, &scene.lab, address(scene.attacker(), family));
+    steer(&agent, address(scene.attacker(), family));
 
     let mut held = scene
         .attacker()
@@ -116,7 +112,7 @@ fn tarpit_holds_the_steered_client_alone(family: Family) {
     agent
         .wait_for_metric(SOON, "portcullis_tarpit_connections_held", |held| held == 0.0)
         .expect("it sees that the client has gone");
-    unsteer(&agent, &scene.lab, address(scene.attacker(), family));
+    unsteer(&agent, address(scene.attacker(), family));
     assert!(meets_service(scene.attacker(), server));
 }
 
@@ -152,7 +148,7 @@ fn thousands_in_the_tarpit_cost_next_to_nothing() {
     let scene = Scene::new(PREFIX, 2).expect("a scene");
     let agent = scene.agent(TARPIT).expect("the agent");
     let server = scene.server(Family::V4);
-    steer(&agent, &scene.lab, scene.attacker().v4().into());
+    steer(&agent, scene.attacker().v4().into());
     let before = memory(&agent);
     let connect = || -> anyhow::Result<TcpStream> {
         let mut stream = TcpStream::connect_timeout(&server, SOON)?;
@@ -196,7 +192,7 @@ fn any_local_port_can_be_the_decoy_and_may_come_and_go() {
     let told = "nothing listens on 127.0.0.1:8081";
     assert!(problem().as_str().expect("a sentence").contains(told), "{}", problem());
     assert!(agent.log().contains(told), "{}", agent.log());
-    steer(&agent, &scene.lab, scene.attacker().v4().into());
+    steer(&agent, scene.attacker().v4().into());
     // Better refused than served.
     assert!(is_refused(scene.attacker(), server));
     assert!(meets_service(scene.innocent(), server));
@@ -225,7 +221,7 @@ fn steering_outlives_the_agent_and_the_next_takes_it_over() {
     let server = scene.server(Family::V4);
     let _decoy = named_decoy(&scene.lab);
     let agent = scene.agent(NAMED).expect("the agent");
-    steer(&agent, &scene.lab, scene.attacker().v4().into());
+    steer(&agent, scene.attacker().v4().into());
     assert!(meets_lure(scene.attacker(), server));
     agent.kill().expect("killed");
     assert!(meets_lure(scene.attacker(), server), "nobody is needed for it");
@@ -319,26 +315,10 @@ fn steering_programs(lab: &Lab) -> usize {
         .expect("the kernel tells")
 }
 
-fn deny_map(lab: &Lab) -> aya::maps::HashMap<aya::maps::MapData, DenyKey, DenyEntry> {
-    let pin = lab.pin_dir().join(format!("maps-v{ABI_VERSION}")).join(pinned::DENY);
-    let data = aya::maps::MapData::from_pin(pin).expect("pinned");
-    aya::maps::Map::HashMap(data).try_into().expect("of this kind")
+fn steer(agent: &Agent<'_>, client: IpAddr) {
+    agent.json("block", &[&client.to_string(), "--action", "deceive"]).expect("steered");
 }
 
-fn key(client: IpAddr) -> DenyKey {
-    let addr = match client {
-        IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-        IpAddr::V6(v6) => Addr(v6.octets()),
-    };
-    DenyKey { addr, prefix_len: 128 }
-}
-
-fn steer(_agent: &Agent<'_>, lab: &Lab, client: IpAddr) {
-    let entry =
-        DenyEntry { expires_ns: NEVER_EXPIRES, action: action::STEER, ..DenyEntry::default() };
-    deny_map(lab).insert(key(client), entry, 0).expect("written");
-}
-
-fn unsteer(_agent: &Agent<'_>, lab: &Lab, client: IpAddr) {
-    deny_map(lab).remove(&key(client)).expect("removed");
+fn unsteer(agent: &Agent<'_>, client: IpAddr) {
+    agent.json("unblock", &[&client.to_string()]).expect("no longer steered");
 }

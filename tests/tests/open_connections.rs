@@ -177,7 +177,8 @@ const ENDED: Option<(ErrorKind, ErrorKind)> =
     Some((ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset));
 
 fn closing(peers: Peers) -> Closing {
-    Closing { rule_id: 1, peers, local_ports: Vec::new(), spared: Arc::default() }
+    let (local_ports, local_addresses) = (Vec::new(), Vec::new());
+    Closing { rule_id: 1, peers, local_ports, local_addresses, spared: Arc::default() }
 }
 
 fn network(text: &str) -> Peers {

@@ -4,13 +4,14 @@ use anyhow::anyhow;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::args::{Allow, Block, Global};
+use super::args::{Allow, Block, Global, Subject, Unblock};
 use super::config_file;
 use super::failure::Failure;
 use super::output::{self, Table};
 use crate::decision::Decision;
+use crate::enforce::Target;
 use crate::report::control::{
-    AllowInfo, AllowOrigin, BlockInfo, Client, ErrorKind, Request, Response,
+    AllowInfo, AllowOrigin, BlockAction, BlockInfo, Client, ErrorKind, Request, Response,
 };
 use crate::report::snapshot::Snapshot;
 use crate::time::Timestamp;
@@ -27,30 +28,66 @@ pub fn status(global: &Global) -> Result<(), Failure> {
 
 pub fn block(global: &Global, args: &Block) -> Result<(), Failure> {
     let request = Request::Block {
-        target: args.target,
+        target: target(&args.subject)?,
+        action: args.action.into(),
+        rate: args.rate().map_err(wrong)?,
+        service: args.subject.service.clone(),
         ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         reason: args.reason.clone(),
     };
     let Response::Blocked { block } = call(global, &request)? else { return unexpected() };
+    if matches!(block.target, Target::Fingerprint(_)) {
+        eprintln!(
+            "portcullis: a fingerprint is shared by all who use the same software: \
+             `portcullis blocks` shows how many packets it names"
+        );
+    }
     if global.json {
         return Ok(output::json(&block)?);
     }
+    Ok(output::print(&blocked_text(&block))?)
+}
+
+/// `203.0.113.7 blocked on shop for 10m`.
+fn blocked_text(block: &BlockInfo) -> String {
     let until = match block.remaining_s {
         Some(seconds) => format!("for {}", output::duration(seconds)),
         None => "until it is lifted".to_owned(),
     };
-    let verb = if block.count_only { "counting (observe mode)" } else { "blocked" };
-    Ok(output::print(&format!("{} {verb} {until}\n", shown(block.target)))?)
+    let verb = match (block.action, block.count_only) {
+        (_, true) => "counting (observe mode)".to_owned(),
+        (BlockAction::Drop, false) => "blocked".to_owned(),
+        (BlockAction::RateLimit, false) => format!("limited to {}", rate_text(block)),
+        (BlockAction::Deceive, false) => "deceived".to_owned(),
+        (BlockAction::Count, false) => "counted".to_owned(),
+    };
+    let service = block.service.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
+    format!("{} {verb}{service} {until}\n", block.target)
 }
 
-pub fn unblock(global: &Global, target: IpNet) -> Result<(), Failure> {
-    let Response::Unblocked { target } = call(global, &Request::Unblock { target })? else {
-        return unexpected();
+fn rate_text(block: &BlockInfo) -> String {
+    block.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string())
+}
+
+fn target(subject: &Subject) -> Result<Target, Failure> {
+    subject.target().map_err(wrong)
+}
+
+fn wrong(message: String) -> Failure {
+    Failure::Wrong(anyhow!(message))
+}
+
+pub fn unblock(global: &Global, args: &Unblock) -> Result<(), Failure> {
+    let request = Request::Unblock {
+        target: target(&args.subject)?,
+        action: args.action.map(Into::into),
+        service: args.subject.service.clone(),
     };
+    let Response::Unblocked { target } = call(global, &request)? else { return unexpected() };
     if global.json {
         return Ok(output::json(&serde_json::json!({"unblocked": target}))?);
     }
-    Ok(output::print(&format!("{} unblocked\n", shown(target)))?)
+    Ok(output::print(&format!("{target} unblocked\n"))?)
 }
 
 pub fn blocks(global: &Global) -> Result<(), Failure> {
@@ -142,6 +179,16 @@ fn status_text(of: &Snapshot) -> String {
     }
     let blocks = of.blocks;
     line("blocks", format!("{} of {}", blocks.in_force, blocks.capacity));
+    for (kind, count) in of.rules.iter().filter(|(_, count)| **count > 0) {
+        line("", format!("{count} {kind}"));
+    }
+    for list in &of.lists {
+        let bad = match list.bad_lines {
+            0 => String::new(),
+            lines => format!(", {lines} bad lines left out"),
+        };
+        line("list", format!("{}: {} networks{bad}", list.name, list.networks));
+    }
     line("connections closed", of.sockets.closed.to_string());
     if let Some(problem) = &of.decoy.problem {
         line("decoy", format!("none: {problem}"));
@@ -188,18 +235,25 @@ fn blocks_text(blocks: &[BlockInfo]) -> String {
     if blocks.is_empty() {
         return "no blocks in force\n".to_owned();
     }
-    let mut table =
-        Table::new(["TARGET", "REMAINING", "ID", "DETECTOR", "PACKETS", "BYTES", "REASON"]);
+    let mut table = Table::new([
+        "TARGET", "ACTION", "SERVICE", "RATE", "EXCEEDED", "PACKETS", "BYTES", "REMAINING", "ID",
+        "DETECTOR", "REASON",
+    ]);
     for block in blocks {
         let remaining = block.remaining_s.map_or_else(|| "no end".to_owned(), output::duration);
         let kind = if block.count_only { " (counts only)" } else { "" };
+        let service = block.service.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         table.row([
-            shown(block.target),
-            format!("{remaining}{kind}"),
-            block.id.clone(),
-            or_dash(block.detector.as_ref()),
+            block.target.to_string(),
+            format!("{}{kind}", word(&block.action)),
+            service,
+            rate_text(block),
+            block.exceeded.to_string(),
             block.packets.to_string(),
             block.bytes.to_string(),
+            remaining,
+            block.id.clone(),
+            or_dash(block.detector.as_ref()),
             or_dash(block.reason.as_ref()),
         ]);
     }
@@ -231,7 +285,7 @@ fn decisions_text(decisions: &[Decision]) -> String {
             output::time(decision.ts),
             decision.id.clone(),
             word(&decision.action),
-            decision.subject.network().map_or_else(|| "-".to_owned(), shown),
+            decision.subject.target().map_or_else(|| "-".to_owned(), |target| target.to_string()),
             output::duration(decision.ttl_s),
             decision.detector.clone(),
             word(&decision.mode),

@@ -1,12 +1,14 @@
 //! The command line's grammar.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::report::control::parse_target;
+use crate::enforce::{Rate, Speed, Target as BlockTarget, parse_ja4, parse_network};
+use crate::report::control::BlockAction;
 
 pub const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
 
@@ -59,14 +61,16 @@ pub enum Command {
     /// Run recorded transactions through the detectors, without touching the kernel
     #[command(after_help = "Example: portcullis replay --decisions out.jsonl access.jsonl")]
     Replay(Replay),
-    /// Drop the packets of an address
+    /// Drop, limit, deceive or count the packets of an address, network, TLS fingerprint or flow
     #[command(
-        after_help = "Example: portcullis block 203.0.113.7 --ttl 10m --reason 'ticket 4711'"
+        after_help = "Example: portcullis block 203.0.113.7 --ttl 10m --reason 'ticket 4711'\n\
+                      Example: portcullis block 198.51.100.0/24 --action rate-limit \
+                      --rate '50 connections/s' --each --service shop"
     )]
     Block(Block),
-    /// Lift a block
+    /// Lift the blocks of a target
     #[command(after_help = "Example: portcullis unblock 203.0.113.7")]
-    Unblock(Target),
+    Unblock(Unblock),
     /// List the blocks in force
     #[command(after_help = "Example: portcullis blocks")]
     Blocks,
@@ -103,23 +107,108 @@ pub struct Replay {
     pub inputs: Vec<PathBuf>,
 }
 
+/// Whose packets.
+#[derive(Debug, Args)]
+pub struct Subject {
+    /// An IP address or network, a JA4, or a flow as CLIENT:PORT>SERVER:PORT (of UDP with /udp)
+    pub target: BlockTarget,
+    /// Of the network's clients only those with this TLS fingerprint
+    #[arg(long, value_name = "JA4", value_parser = |text: &str| parse_ja4(text).map(str::to_owned))]
+    pub ja4: Option<String>,
+    /// Only on the ports and addresses of this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<Arc<str>>,
+}
+
+impl Subject {
+    /// # Errors
+    /// With a sentence, when the fingerprint does not go with the target.
+    pub fn target(&self) -> Result<BlockTarget, String> {
+        match (&self.target, &self.ja4) {
+            (target, None) => Ok(target.clone()),
+            (BlockTarget::Network(net), Some(ja4)) => {
+                Ok(BlockTarget::Conjunction(*net, ja4.as_str().into()))
+            }
+            (target, Some(_)) => Err(format!("--ja4 goes with a network, and not with {target}")),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Block {
-    /// An IPv4 or IPv6 address, or an IPv6 network of 64 bits
-    #[arg(value_parser = parse_target)]
-    pub target: IpNet,
+    #[command(flatten)]
+    pub subject: Subject,
     /// How long, as in 90s, 10m or 2h; without it, until it is lifted
     #[arg(long, value_parser = parse_ttl)]
     pub ttl: Option<Duration>,
     /// Why, for the log and for whoever lists the blocks
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// What becomes of the packets
+    #[arg(long, value_enum, default_value_t = Action::Drop)]
+    pub action: Action,
+    /// What may pass: packets (100/s), '50 connections/s' or bytes (10MiB/s)
+    #[arg(long, required_if_eq("action", "rate-limit"))]
+    pub rate: Option<Speed>,
+    /// How much of it at once; without it, what a second allows
+    #[arg(long, requires = "rate", value_name = "COUNT",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub burst: Option<u64>,
+    /// Give each client the rate to itself: an IPv4 address, or an IPv6 /64 network
+    #[arg(long, requires = "rate")]
+    pub each: bool,
+}
+
+impl Block {
+    /// # Errors
+    /// With a sentence, when there is a rate for something else than a limit.
+    pub fn rate(&self) -> Result<Option<Rate>, String> {
+        match (self.action, self.rate) {
+            (Action::RateLimit, rate) => Ok(rate.map(|rate| rate.rate(self.burst, self.each))),
+            (Action::Drop | Action::Deceive | Action::Count, None) => Ok(None),
+            (Action::Drop | Action::Deceive | Action::Count, Some(_)) => {
+                Err("--rate is for --action rate-limit".to_owned())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Unblock {
+    #[command(flatten)]
+    pub subject: Subject,
+    /// Only the block that does this
+    #[arg(long, value_enum)]
+    pub action: Option<Action>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Action {
+    /// Drop them
+    Drop,
+    /// Drop what exceeds --rate
+    RateLimit,
+    /// Let new connections meet the decoy
+    Deceive,
+    /// Count them
+    Count,
+}
+
+impl From<Action> for BlockAction {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Drop => Self::Drop,
+            Action::RateLimit => Self::RateLimit,
+            Action::Deceive => Self::Deceive,
+            Action::Count => Self::Count,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
 pub struct Target {
     /// An IPv4 or IPv6 address, or a network in CIDR notation
-    #[arg(value_parser = parse_target)]
+    #[arg(value_parser = parse_network)]
     pub target: IpNet,
 }
 
@@ -181,7 +270,12 @@ mod tests {
             "replay --decisions d --findings f a b",
             "block 203.0.113.7",
             "block 2001:db8::/64 --ttl 1h30m --reason because",
+            "block t13d1516h2_8daaf6152771_e5627efa2ab1",
+            "block 10.0.0.0/8 --ja4 t13d1516h2_8daaf6152771_e5627efa2ab1 --service shop",
+            "block 203.0.113.7:50000>192.0.2.1:443 --action count",
+            "block 10.0.0.0/8 --action rate-limit --rate 10MiB/s --burst 4096 --each",
             "unblock 203.0.113.7",
+            "unblock 203.0.113.7 --service shop --action deceive",
             "blocks",
             "allow",
             "allow list",
@@ -208,6 +302,11 @@ mod tests {
             ("block 10.0.0.1 --ttl soon", "--ttl"),
             ("block 10.0.0.1 --ttl 0s", "must be at least one second"),
             ("block 10.0.0.1 --ttl 10", "time unit needed"),
+            ("block 10.0.0.1 --ja4 t13d", "`t13d` is no JA4"),
+            ("block 10.0.0.1 --action rate-limit", "--rate <RATE>"),
+            ("block 10.0.0.1 --action rate-limit --rate fast", "`fast` is no rate"),
+            ("block 10.0.0.1 --each", "--rate <RATE>"),
+            ("block 10.0.0.1 --action pass", "[possible values: drop, rate-limit, deceive, count]"),
             ("replay", "<INPUT.jsonl>"),
             ("decisions --limit many", "--limit"),
         ];

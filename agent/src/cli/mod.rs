@@ -44,7 +44,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Replay(args) => replay::run(global, args),
         Command::Status => agent::status(global),
         Command::Block(args) => agent::block(global, args),
-        Command::Unblock(args) => agent::unblock(global, args.target),
+        Command::Unblock(args) => agent::unblock(global, args),
         Command::Blocks => agent::blocks(global),
         Command::Allow { change } => agent::allow(global, change.as_ref()),
         Command::Decisions(args) => agent::decisions(global, args.limit),

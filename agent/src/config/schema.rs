@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::decision::Mode;
+use crate::enforce::Kind as Reaction;
 
-use super::blocks;
+use super::blocks::{self, BlockPlace};
 use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration};
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
@@ -12,7 +13,7 @@ use super::types::{
     Answer, Attach, Capture, Config, CredentialStuffing, Decide, Decoy, Detect, Enforce, Guards,
     Kernel, Namespaces, ProbeSites, Report, RequestRate,
 };
-use super::words::{DECOY_LISTENER, GROUP, INTERFACE, LISTEN, NETWORK, PATH, SOCKET_PATH};
+use super::words::{DECOY_LISTENER, GROUP, INTERFACE, LISTEN, NETWORK, PATH, RATE, SOCKET_PATH};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -20,6 +21,12 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) const MODE: Choice<Mode> =
     Choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)]);
+/// What detectors' decisions do.
+pub(super) const RESPONSE: Choice<Reaction> = Choice(&[
+    ("drop", Reaction::Drop),
+    ("rate_limit", Reaction::Limit),
+    ("deceive", Reaction::Steer),
+]);
 const ATTACH: Choice<Attach> = Choice(&[
     ("auto", Attach::Auto),
     ("xdp-native", Attach::XdpNative),
@@ -43,18 +50,22 @@ pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
     let doc = "Network interfaces on which packets are dropped.";
     let interfaces = top.list(fixed("interfaces", doc), &INTERFACE, &mut config.interfaces);
     let targets = blocks::read(top, &mut config.blocked);
+    blocks::lists(top, &mut config.lists);
     top.table("kernel", |s| kernel(s, &mut config.kernel));
     top.table("capture", |s| capture(s, &mut config.capture));
     let mut guarded = None;
     top.table("guards", |s| guarded = Some(guards(s, &mut config.guards)));
-    service::read(top, &mut config.services);
+    let services = service::read(top, &mut config.services);
     top.table("detect", |s| detect(s, &mut config.detect));
-    top.table("decide", |s| decide(s, &mut config.decide));
+    let mut action = None;
+    top.table("decide", |s| action = Some(decide(s, &mut config.decide)));
     top.table("enforce", |s| enforce(s, &mut config.enforce));
     top.table("decoy", |s| decoy(s, &mut config.decoy));
     top.table("report", |s| report(s, &mut config.report));
+    blocks::check(top, config, &targets);
+    check_deceiving(top, config, action, &services);
     if let Some(guarded) = guarded {
-        blocks::check_against_guards(top, &config.blocked, &targets, &config.guards, &guarded);
+        blocks::check_against_guards(top, config, &targets, &guarded);
         check_room_in_maps(top, config, &targets, &guarded);
     }
     interfaces
@@ -141,7 +152,30 @@ fn guards(s: &mut Section, guards: &mut Guards) -> Guarded {
     Guarded { allow, trusted_proxies }
 }
 
-fn check_room_in_maps(top: &mut Section, config: &Config, targets: &[Place], guarded: &Guarded) {
+/// Refuses to send to the decoy where there is none.
+fn check_deceiving(
+    top: &mut Section,
+    config: &Config,
+    action: Option<Place>,
+    services: &[Place],
+) {
+    let all = action.map(|place| (Some(config.decide.action), place));
+    let each = config.services.iter().map(|service| service.action).zip(services.iter().cloned());
+    let deceiving = all.into_iter().chain(each);
+    for (_, place) in deceiving.filter(|(action, _)| *action == Some(Reaction::Steer)) {
+        if !config.decoy.enabled {
+            let message = "is \"deceive\", but decoy.enabled is false".to_owned();
+            top.conflict(&[&place], message);
+        }
+    }
+}
+
+fn check_room_in_maps(
+    top: &mut Section,
+    config: &Config,
+    targets: &[BlockPlace],
+    guarded: &Guarded,
+) {
     let Guarded { allow, trusted_proxies } = guarded;
     let allowed = config.guards.allow.len().saturating_add(config.guards.trusted_proxies.len());
     if exceeds(allowed, config.kernel.max_allowed) {
@@ -153,7 +187,7 @@ fn check_room_in_maps(top: &mut Section, config: &Config, targets: &[Place], gua
         top.conflict(&[&allow.list, &trusted_proxies.list], message);
     }
     let blocked = config.blocked.len();
-    if let (Some(first), true) = (targets.first(), exceeds(blocked, config.kernel.max_blocks)) {
+    if let (Some(first), true) = (blocks::first(targets), exceeds(blocked, config.kernel.max_blocks)) {
         let message = format!(
             "{blocked} targets are blocked, but kernel.max_blocks is {}",
             config.kernel.max_blocks
@@ -219,7 +253,13 @@ fn credential_stuffing(s: &mut Section, stuffing: &mut CredentialStuffing) {
     s.value(key("detect.credential_stuffing.window", doc), &WINDOW, &mut stuffing.window);
 }
 
-fn decide(s: &mut Section, decide: &mut Decide) {
+/// Returns what came of the action.
+fn decide(s: &mut Section, decide: &mut Decide) -> Place {
+    let doc = "What becomes of the clients that detectors find: their packets are dropped, or \
+               limited to `rate`, or their new connections go to the decoy.";
+    let action = s.value(key("decide.action", doc), &RESPONSE, &mut decide.action);
+    let doc = "What may pass of each client that is limited.";
+    s.value(key("decide.rate", doc), &RATE, &mut decide.rate);
     let span = Span { min: SECOND, max: YEAR };
     let doc = "How long the first decision on a client holds.";
     let ttl = s.value(key("decide.ttl", doc), &span, &mut decide.ttl);
@@ -243,6 +283,7 @@ fn decide(s: &mut Section, decide: &mut Decide) {
                        first block ends";
         s.warn(&memory, message.to_owned());
     }
+    action
 }
 
 fn enforce(s: &mut Section, enforce: &mut Enforce) {

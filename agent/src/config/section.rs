@@ -393,6 +393,11 @@ impl<'r, 'd> Section<'r, 'd> {
 }
 
 impl Place {
+    /// Whether it was reported already.
+    pub(super) fn is_wrong(&self) -> bool {
+        matches!(self.outcome, Outcome::Wrong)
+    }
+
     fn read(self, span: Range<usize>) -> Self {
         Self { outcome: Outcome::Read(span), ..self }
     }

@@ -3,20 +3,25 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::kinds::{Integer, OrAbsent};
-use super::schema::{MODE, PORT};
+use portcullis_common::policy::MAX_SCOPES;
+
+use super::kinds::{Choice, Integer, OrAbsent};
+use super::schema::{MODE, PORT, RESPONSE};
 use super::section::{Place, Section, key};
 use super::types::{FailureMatch, Login, Service};
-use super::words::{HOST, LOGIN_PATH, METHOD, SERVICE_NAME, TEXT};
+use super::words::{ADDRESS, HOST, LOGIN_PATH, METHOD, SERVICE_NAME, TEXT};
 
+use crate::decision::Scope;
+
+const SCOPE: Choice<Scope> = Choice(&[("host", Scope::Host), ("service", Scope::Service)]);
 const STATUS: Integer<u16> = Integer { min: 100, max: 599 };
 
-/// Reads the list of services; names must differ.
-pub(super) fn read(top: &mut Section, services: &mut Vec<Service>) {
+/// Reads the list of services; names must differ. Returns what came of the action of each.
+pub(super) fn read(top: &mut Section, services: &mut Vec<Service>) -> Vec<Place> {
     let mut names: HashMap<Arc<str>, Place> = HashMap::new();
-    let mut places = Vec::new();
+    let (mut places, mut actions) = (Vec::new(), Vec::new());
     top.tables("service", None, |s| {
-        let Some((service, name)) = service(s) else { return };
+        let Some((service, name, action)) = service(s) else { return };
         if let Some(first) = names.get(&service.name) {
             let line = s.line_of(first);
             let message = format!("\"{}\" is the service on line {line} already", service.name);
@@ -25,26 +30,45 @@ pub(super) fn read(top: &mut Section, services: &mut Vec<Service>) {
         }
         names.insert(service.name.clone(), name.clone());
         places.push(name);
+        actions.push(action);
         services.push(service);
     });
     warn_of_shadowed(top, services, &places);
+    let scoped = services.iter().filter(|service| service.has_scope()).count();
+    if let (true, Some(last)) = (scoped > MAX_SCOPES, places.last()) {
+        let message =
+            format!("{scoped} services have ports or addresses, but at most {MAX_SCOPES} can");
+        top.conflict(&[last], message);
+    }
+    actions
 }
 
-fn service(s: &mut Section) -> Option<(Service, Place)> {
+fn service(s: &mut Section) -> Option<(Service, Place, Place)> {
     let doc = "Name of the service in findings, decisions and metrics.";
     let name = s.required(key("service.name", doc), &SERVICE_NAME);
-    let (mut hosts, mut ports, mut mode) = (Vec::new(), Vec::new(), None);
+    let mut service = Service::default();
     let doc = "Host names, with `*.` at the front for every name below a domain; empty for all. A \
                request belongs to the first service whose hosts and ports match.";
-    s.list(key("service.hosts", doc), &HOST, &mut hosts);
+    s.list(key("service.hosts", doc), &HOST, &mut service.hosts);
     let doc = "Ports served on; empty for all.";
-    s.list(key("service.ports", doc), &PORT, &mut ports);
+    let ports = s.list(key("service.ports", doc), &PORT, &mut service.ports);
+    let doc = "Addresses served on, for rules that hold for the service alone; empty for all.";
+    let addresses = s.list(key("service.addresses", doc), &ADDRESS, &mut service.addresses);
+    let doc = "Where detectors' decisions on clients of the service hold: on the whole host, or \
+               only on the ports and addresses of the service.";
+    let scope = s.value(key("service.scope", doc), &SCOPE, &mut service.scope);
+    if service.scope == Scope::Service && !service.has_scope() {
+        let message = "is \"service\", but the service has neither ports nor addresses";
+        s.conflict(&[&scope, &ports.list, &addresses.list], message.to_owned());
+    }
+    let doc = "As `decide.action`, for this service alone.";
+    let action = s.value(key("service.action", doc), &OrAbsent(RESPONSE), &mut service.action);
     let doc = "As `mode`, for this service alone.";
-    s.value(key("service.mode", doc), &OrAbsent(MODE), &mut mode);
-    let mut logins = Vec::new();
-    s.tables("service.login", None, |s| logins.extend(login(s)));
+    s.value(key("service.mode", doc), &OrAbsent(MODE), &mut service.mode);
+    s.tables("service.login", None, |s| service.logins.extend(login(s)));
     let (name, place) = name?;
-    Some((Service { name: name.into(), hosts, ports, mode, logins }, place))
+    service.name = name.into();
+    Some((service, place, action))
 }
 
 fn login(s: &mut Section) -> Option<Login> {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use portcullis_common::names::capacity;
 
-use crate::decision::Mode;
+use crate::decision::{Action, Mode, Scope};
+use crate::enforce::{Effect, Kind, Rate, RuleName, Speed, Target};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -17,6 +18,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Permanent blocks of the operator, applied at start and at every reload.
     pub blocked: Vec<StaticBlock>,
+    /// Files of networks, read at start and at every reload.
+    pub lists: Vec<ListFile>,
     pub kernel: Kernel,
     pub capture: Capture,
     pub guards: Guards,
@@ -31,9 +34,29 @@ pub struct Config {
 /// A block that holds for as long as the configuration names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticBlock {
-    /// A single address, or the /64 of an IPv6 client; never on the allow list or a trusted proxy.
-    pub target: IpNet,
+    /// Not wholly on the allow list or trusted proxies.
+    pub target: Target,
+    pub effect: Effect,
+    /// Only on the ports and addresses of this service.
+    pub service: Option<Arc<str>>,
     /// Shown beside the block.
+    pub reason: Option<String>,
+}
+
+impl StaticBlock {
+    pub fn rule(&self) -> RuleName {
+        let kind = self.effect.kind();
+        RuleName { target: self.target.clone(), kind, service: self.service.clone() }
+    }
+}
+
+/// A file with an address or a network a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListFile {
+    pub name: Arc<str>,
+    pub file: PathBuf,
+    pub effect: Effect,
+    /// Shown where the list is.
     pub reason: Option<String>,
 }
 
@@ -107,13 +130,20 @@ pub struct Guards {
 }
 
 /// Part of the traffic with settings of its own: the first whose hosts and ports match.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Service {
     pub name: Arc<str>,
     /// Lower-case host names, `*.` at the front for any subdomain; empty for all.
     pub hosts: Vec<String>,
     /// Ports served on; empty for all.
     pub ports: Vec<u16>,
+    /// Addresses served on; empty for all. Requests belong to the service whatever the address: it
+    /// is where rules for the service alone hold.
+    pub addresses: Vec<IpAddr>,
+    /// Where detectors' decisions on its clients hold.
+    pub scope: Scope,
+    /// `None`: as [`Decide::action`].
+    pub action: Option<Kind>,
     /// `None`: as the whole installation.
     pub mode: Option<Mode>,
     pub logins: Vec<Login>,
@@ -172,6 +202,10 @@ pub struct CredentialStuffing {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decide {
+    /// What becomes of those whom detectors find; never [`Kind::Count`].
+    pub action: Kind,
+    /// Of [`Kind::Limit`].
+    pub rate: Speed,
     pub ttl: Duration,
     /// Each further decision on a client within `memory` multiplies its TTL by this.
     pub escalation: f64,
@@ -232,6 +266,7 @@ impl Default for Config {
             mode: Mode::Enforce,
             interfaces: Vec::new(),
             blocked: Vec::new(),
+            lists: Vec::new(),
             kernel: Kernel {
                 attach: Attach::Auto,
                 pin_dir: "/sys/fs/bpf/portcullis".into(),
@@ -272,6 +307,8 @@ impl Default for Config {
                 },
             },
             decide: Decide {
+                action: Kind::Drop,
+                rate: Speed { unit: crate::enforce::Unit::Packets, per_s: 100 },
                 ttl: Duration::from_secs(600),
                 escalation: 4.0,
                 max_ttl: Duration::from_secs(7 * 24 * 3600),
@@ -311,6 +348,16 @@ impl Config {
             .unwrap_or(self.mode)
     }
 
+    /// What becomes of a client that a detector finds on `service`.
+    pub fn response_of(&self, service: Option<&Service>) -> (Action, Option<Rate>) {
+        match service.and_then(|service| service.action).unwrap_or(self.decide.action) {
+            Kind::Drop => (Action::Drop, None),
+            Kind::Steer => (Action::Deceive, None),
+            Kind::Limit => (Action::RateLimit, Some(self.decide.rate.rate(None, false))),
+            Kind::Count => (Action::Tag, None),
+        }
+    }
+
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         self.guards.trusted_proxies.iter().any(|net| net_covers(net, ip))
     }
@@ -331,6 +378,11 @@ pub(super) fn net_covers(net: &IpNet, ip: IpAddr) -> bool {
 }
 
 impl Service {
+    /// Whether rules can hold for it alone.
+    pub fn has_scope(&self) -> bool {
+        !self.ports.is_empty() || !self.addresses.is_empty()
+    }
+
     /// Whether a request to `host` (without port, any case) on `port` belongs here.
     pub fn covers(&self, host: &str, port: Option<u16>) -> bool {
         // A name with the root's dot is the same name (RFC 1034, section 3.1), and clients send it.

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::kinds::Word;
 use super::types::DecoyListener;
+use crate::enforce::{Speed, Target, parse_ja4};
 
 /// `IFNAMSIZ` of Linux without the closing zero byte.
 const LONGEST_INTERFACE_NAME: usize = 15;
@@ -150,37 +152,57 @@ pub(super) const NETWORK: Word<IpNet> = Word {
     repetition_is_wrong: false,
 };
 
-pub(super) const BLOCK_TARGET: Word<IpNet> = Word {
-    allowed: "a client's IP address, or an IPv6 /64 network",
+/// An address that rules can name; IPv4-mapped ones are IPv4.
+pub(super) const ADDRESS: Word<IpAddr> = Word {
+    allowed: "an IP address of this host",
+    parse: |text| text.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
+    hint: no_hint,
+    render: IpAddr::to_string,
+    repetition_is_wrong: true,
+};
+
+pub(super) const BLOCK_TARGET: Word<Target> = Word {
+    allowed: "an IP address, a network such as \"192.0.2.0/24\", or a JA4",
     parse: |text| {
-        let client = |net: &IpNet| *net == net.trunc() && is_blockable(net) && may_be_client(net);
-        network(text).filter(client)
+        if let Ok(ja4) = parse_ja4(text) {
+            return Some(Target::Fingerprint(ja4.into()));
+        }
+        let client = |net: &IpNet| *net == net.trunc() && may_be_clients(net);
+        network(text).filter(client).map(Target::Network)
     },
     hint: |text| {
         let net = network(text)?;
         Some(if net != net.trunc() {
             host_bits(&net)
-        } else if !is_blockable(&net) {
-            format!("a /{} can't be blocked yet", net.prefix_len())
         } else {
-            "no client has this address".to_owned()
+            "no client has such an address".to_owned()
         })
     },
-    render: network_text,
+    render: |target| match target {
+        Target::Network(net) => network_text(net),
+        _ => target.to_string(),
+    },
     repetition_is_wrong: true,
 };
 
-/// The prefix lengths that the deny map has keys for.
-fn is_blockable(net: &IpNet) -> bool {
-    net.prefix_len() == net.max_prefix_len()
-        || matches!(net, IpNet::V6(net) if net.prefix_len() == 64)
-}
+pub(super) const JA4: Word<Arc<str>> = Word {
+    allowed: "a JA4 such as \"t13d1516h2_8daaf6152771_e5627efa2ab1\"",
+    parse: |text| parse_ja4(text).ok().map(Arc::from),
+    hint: no_hint,
+    render: |ja4| ja4.to_string(),
+    repetition_is_wrong: true,
+};
 
-fn may_be_client(net: &IpNet) -> bool {
-    let ip = net.addr();
-    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    // This covers ::/64 as well, which holds the IPv4-mapped form of every IPv4 address.
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
+pub(super) const RATE: Word<Speed> = Word {
+    allowed: "a rate such as \"100/s\" (packets), \"50 connections/s\" or \"10MiB/s\"",
+    parse: |text| text.parse().ok(),
+    hint: no_hint,
+    render: Speed::to_string,
+    repetition_is_wrong: true,
+};
+
+fn may_be_clients(net: &IpNet) -> bool {
+    !crate::decide::always_guarded().any(|guarded| guarded.contains(net))
 }
 
 /// IPv4-mapped networks are taken for the IPv4 networks they stand for.

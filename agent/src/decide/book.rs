@@ -45,6 +45,7 @@ impl Book {
             held.detector == decision.detector
                 && held.action == decision.action
                 && held.mode == decision.mode
+                && held.scope() == decision.scope()
         });
         let number = self.next_number;
         self.next_number = self.next_number.wrapping_add(1);
@@ -63,6 +64,23 @@ impl Book {
         let held = self.by_subject.get(subject)?;
         let covering = held.iter().filter(|held| held.end > now && covers(&held.decision));
         covering.map(|held| held.end).max()
+    }
+
+    /// The decision on `subject` that ends last, of those that are `wanted` and have not ended.
+    pub fn last(
+        &self,
+        subject: &Subject,
+        now: Timestamp,
+        wanted: impl Fn(&Decision) -> bool,
+    ) -> Option<(&Decision, Timestamp)> {
+        let held = self.by_subject.get(subject)?.iter();
+        held.filter(|held| held.end > now && wanted(&held.decision))
+            .max_by_key(|held| (held.end, held.number))
+            .map(|held| (&held.decision, held.end))
+    }
+
+    pub fn of(&self, subject: &Subject) -> impl Iterator<Item = &Decision> {
+        self.by_subject.get(subject).into_iter().flatten().map(|held| &held.decision)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Decision> {

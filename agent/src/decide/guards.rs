@@ -106,6 +106,11 @@ const ALWAYS: [(Guard, &str); 9] = [
     (Guard::Broadcast, "255.255.255.255/32"),
 ];
 
+/// Networks that are guarded whatever the configuration says.
+pub fn always_guarded() -> impl Iterator<Item = IpNet> {
+    ALWAYS.iter().filter_map(|(_, net)| net.parse().ok())
+}
+
 /// All guards of an installation.
 pub(super) struct Guards {
     nets: Vec<Guarded>,
@@ -134,6 +139,13 @@ impl Guards {
     pub fn of(&self, net: IpNet) -> Option<Guarded> {
         let net = canonical(net);
         self.nets.iter().copied().find(|one| one.net.contains(&net) || net.contains(&one.net))
+    }
+
+    /// The first guard of every address in `net`: a block of it would mean nothing, as the kernel
+    /// lets those who are guarded in before it looks at blocks.
+    pub fn of_all(&self, net: IpNet) -> Option<Guarded> {
+        let net = canonical(net);
+        self.nets.iter().copied().find(|one| one.net.contains(&net))
     }
 
     /// Whether the kernel drops nothing to `service`, so that dropping its abusers means nothing.
@@ -212,6 +224,22 @@ mod tests {
         }
         let always = Guards::new(&Config::default(), &HostGuards::default()).nets;
         assert_eq!(always.len(), ALWAYS.len(), "all of them can be read");
+    }
+
+    #[test]
+    fn a_network_is_guarded_as_a_whole_by_what_covers_it() {
+        for (subject, guard) in [
+            ("198.51.100.0/25", Some(Guard::AllowList)),
+            ("198.51.0.0/16", None),
+            ("10.1.0.0/16", Some(Guard::TrustedProxy)),
+            ("192.0.2.0/24", None),
+            ("0.0.0.0/0", None),
+            ("::/0", None),
+            ("127.0.0.0/9", Some(Guard::Loopback)),
+        ] {
+            let found = guards().of_all(net(subject)).map(|found| found.guard);
+            assert_eq!(found, guard, "{subject}");
+        }
     }
 
     #[test]

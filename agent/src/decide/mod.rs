@@ -1,20 +1,20 @@
 //! Findings → decisions: guards, escalation, and one decision at a time on one subject.
 //!
-//! While a drop of a subject is in force, the same detector makes no second one, and another
-//! only one that lasts longer. A decision that is merely observed stands in the way of none that
-//! is enforced. Where a drop is impossible — a guard holds, or the client came through a trusted
-//! proxy — the decision is an `alert`, one per subject and detector for as long as the drop
-//! would have been in force.
+//! While a drop of a subject is in force (or a limit, or a decoy: what the configuration asks for),
+//! the same detector makes no second one, and another only one that lasts longer. A decision that
+//! is merely observed stands in the way of none that is enforced. Where a drop is impossible — a
+//! guard holds, or the client came through a trusted proxy — the decision is an `alert`, one per
+//! subject and detector for as long as the drop would have been in force.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
-use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Origin, Subject};
+use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Origin, Scope, Subject};
+use crate::enforce::{Block, Effect, Kind, Rate, RuleName, Target};
 use crate::finding::Finding;
 use crate::time::Timestamp;
 
@@ -25,7 +25,7 @@ mod strikes;
 #[cfg(test)]
 mod tests;
 
-pub use guards::{Guard, Guarded, HostGuards};
+pub use guards::{Guard, Guarded, HostGuards, always_guarded};
 
 use book::Book;
 use guards::Guards;
@@ -53,19 +53,44 @@ pub struct Lifted {
 pub enum Which<'a> {
     Id(&'a str),
     Subject(&'a Subject),
+    /// Those on a subject that are carried out by rules of a kind, or for a service.
+    Rules { subject: &'a Subject, kind: Option<Kind>, service: Option<&'a str> },
 }
 
 /// Why there is no block.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refused {
-    #[error("{} can't be blocked: {by}", shown(target))]
-    Guarded { target: IpNet, by: Guarded },
-    #[error("{0} can't be blocked: only single addresses and IPv6 /64 networks can be")]
-    Unsupported(IpNet),
-    #[error("{} can't be blocked: the block list is full with {limit} entries", shown(target))]
-    Full { target: IpNet, limit: usize },
-    #[error("{} stays unblocked: a detector blocked it, and the mode is observe", shown(.0))]
-    Observing(IpNet),
+    #[error("{target} can't be blocked: {by}")]
+    Guarded { target: Target, by: Guarded },
+    #[error("{target} can't be blocked: the block list is full with {limit} entries")]
+    Full { target: Target, limit: usize },
+    #[error("{0} stays unblocked: a detector blocked it, and the mode is observe")]
+    Observing(Target),
+    #[error("{0} can't be deceived: there is no decoy, see decoy.enabled in the configuration")]
+    NoDecoy(Target),
+}
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub target: Target,
+    pub effect: Effect,
+    /// Only on the ports and addresses of this service; `None`: everywhere.
+    pub service: Option<Arc<str>>,
+    /// `None`: until it is lifted.
+    pub ttl: Option<Duration>,
+}
+
+impl Order {
+    /// A drop everywhere, until it is lifted.
+    pub fn drop(target: impl Into<Target>) -> Self {
+        Self { target: target.into(), effect: Effect::Drop, service: None, ttl: None }
+    }
+
+    pub fn rule(&self) -> RuleName {
+        let kind = self.effect.kind();
+        RuleName { target: self.target.clone(), kind, service: self.service.clone() }
+    }
 }
 
 /// What was left undone, or forgotten before its time.
@@ -110,6 +135,8 @@ pub struct Decider {
 struct Plan {
     subject: Subject,
     action: Action,
+    rate: Option<Rate>,
+    scope: Scope,
     mode: Mode,
     guard: Option<Guard>,
     ttl_s: u64,
@@ -155,9 +182,7 @@ impl Decider {
     fn apply_guards(&mut self, now: Timestamp) -> Vec<Lifted> {
         self.guards = Guards::new(&self.config, &self.host);
         let (guards, config) = (&self.guards, &self.config);
-        let guarded = |decision: &Decision| {
-            decision.subject.network().is_some_and(|net| guards.of(net).is_some())
-        };
+        let guarded = |decision: &Decision| guard_of(guards, decision).is_some();
         let mut lifted = self
             .enforced
             .take_any(|decision| guarded(decision) || is_only_observed(config, decision));
@@ -186,7 +211,7 @@ impl Decider {
         }
         let decision = self.write(finding, &plan);
         let end = end_of(&decision);
-        if decision.action == Action::Drop {
+        if is_strike(&decision) {
             self.strikes.note(&plan.subject, plan.mode, plan.ended, end);
         }
         self.hold(decision.clone(), end);
@@ -198,19 +223,24 @@ impl Decider {
         self.covering(finding, &self.plan(finding))
     }
 
-    /// An operator's block of `target`, for `ttl` or until it is lifted. It is enforced whatever
-    /// the mode, since it was asked for by hand; the guards hold for it too. An earlier one of the
-    /// same target is replaced: lift that first to have it logged.
+    /// What an operator orders. It is enforced whatever the mode, since it was asked for by hand.
+    /// Refused only when a guard covers all of the target: within it, those who are guarded go
+    /// first in the kernel. An earlier one of the same rule is replaced: lift that first to have
+    /// it logged.
     pub fn operator_block(
         &mut self,
-        target: IpNet,
-        ttl: Option<Duration>,
+        order: &Order,
         reason: &str,
         now: Timestamp,
     ) -> Result<Decision, Refused> {
-        let target = guards::canonical(target);
-        let subject = subject_of(target).ok_or(Refused::Unsupported(target))?;
-        self.check_guards(target)?;
+        let target = canonical(order.target.clone());
+        if order.effect == Effect::Steer && !self.config.decoy.enabled {
+            return Err(Refused::NoDecoy(target));
+        }
+        let subject = Subject::from(target.clone());
+        if let Some(by) = subject.addresses().and_then(|net| self.guards.of_all(net)) {
+            return Err(Refused::Guarded { target, by });
+        }
         self.enforced.expire(now);
         if self.enforced.is_full() {
             return Err(Refused::Full { target, limit: self.enforced.len() });
@@ -219,10 +249,12 @@ impl Decider {
         let decision = Decision {
             ts,
             id: self.next_id(ts, &subject, OPERATOR),
-            action: Action::Drop,
+            action: order.effect.action(),
             subject,
-            service: None,
-            ttl_s: strikes::whole_seconds(ttl.unwrap_or(UNTIL_LIFTED)).max(1),
+            scope: if order.service.is_some() { Scope::Service } else { Scope::Host },
+            service: order.service.clone(),
+            ttl_s: strikes::whole_seconds(order.ttl.unwrap_or(UNTIL_LIFTED)).max(1),
+            rate: order.effect.rate(),
             detector: OPERATOR.to_owned(),
             owasp: String::new(),
             score: 1.0,
@@ -247,8 +279,13 @@ impl Decider {
             return Ok(());
         }
         if is_enforced(&decision) {
-            let Some(target) = decision.subject.network() else { return Ok(()) };
-            self.check_guards(target)?;
+            let Some(target) = decision.subject.target() else { return Ok(()) };
+            if let Some(by) = guard_of(&self.guards, &decision) {
+                return Err(Refused::Guarded { target, by });
+            }
+            if decision.action == Action::Deceive && !self.config.decoy.enabled {
+                return Err(Refused::NoDecoy(target));
+            }
             if is_only_observed(&self.config, &decision) {
                 return Err(Refused::Observing(target));
             }
@@ -258,7 +295,7 @@ impl Decider {
         } else {
             self.make_room_to_note(1);
         }
-        if decision.action == Action::Drop && decision.detector != OPERATOR {
+        if is_strike(&decision) {
             let (subject, mode) = (&decision.subject, decision.mode);
             let ended = self.strikes.ended(subject, mode, now, &self.config.decide);
             self.strikes.note(subject, mode, ended, end);
@@ -276,6 +313,13 @@ impl Decider {
             lifted.extend(match which {
                 Which::Id(id) => book.take_any(|decision| decision.id == id),
                 Which::Subject(subject) => book.take(subject, |_| true),
+                Which::Rules { subject, kind, service } => book.take(subject, |held| {
+                    let rule = held.rule();
+                    rule.is_some_and(|rule| {
+                        kind.is_none_or(|kind| kind == rule.kind)
+                            && service.is_none_or(|service| rule.service.as_deref() == Some(service))
+                    })
+                }),
             });
         }
         for decision in &lifted {
@@ -294,7 +338,7 @@ impl Decider {
             return false;
         }
         let known = self.enforced.take(&decision.subject, |held| held.id == decision.id);
-        if decision.detector != OPERATOR && !known.is_empty() {
+        if is_strike(decision) && !known.is_empty() {
             self.strikes.take_back(&decision.subject, decision.mode, end_of(decision));
         }
         !known.is_empty()
@@ -313,10 +357,17 @@ impl Decider {
         self.enforced.iter().chain(self.noted.iter())
     }
 
-    /// When the last enforced drop of `subject` ends, if that is after `now`: until then the
-    /// kernel has to drop it, even when a shorter decision ends earlier.
-    pub fn dropped_until(&self, subject: &Subject, now: Timestamp) -> Option<Timestamp> {
-        self.enforced.covered_until(subject, now, |_| true)
+    /// The enforced decision that `rule` carries out and that ends last, if that is after `now`,
+    /// and its end: until then the kernel has to keep the rule, even when another that asks for it
+    /// ends earlier.
+    pub fn holder(&self, rule: &RuleName, now: Timestamp) -> Option<(&Decision, Timestamp)> {
+        let subject = Subject::from(rule.target.clone());
+        self.enforced.last(&subject, now, |held| held.rule().as_ref() == Some(rule))
+    }
+
+    /// The enforced decisions on exactly `subject`.
+    pub fn enforced_on(&self, subject: &Subject) -> impl Iterator<Item = &Decision> {
+        self.enforced.of(subject)
     }
 
     pub fn counters(&self) -> Counters {
@@ -336,36 +387,49 @@ impl Decider {
             .service
             .as_deref()
             .and_then(|name| config.services.iter().find(|service| &*service.name == name));
-        let guard = match subject.network().and_then(|net| self.guards.of(net)) {
+        let guard = match subject.addresses().and_then(|net| self.guards.of(net)) {
             Some(guarded) => Some(guarded.guard),
             None => Guards::failsafe_only(config, service).then_some(Guard::FailsafePorts),
         };
-        let action = match (guard, finding.actor.via) {
-            (None, None) => Action::Drop,
-            _ => Action::Alert,
+        let (action, rate) = match (guard, finding.actor.via) {
+            (None, None) => config.response_of(service),
+            _ => (Action::Alert, None),
+        };
+        let scope = match action {
+            Action::Alert => Scope::Host,
+            _ => service.map_or(Scope::Host, |service| service.scope),
         };
         let ended = match action {
-            Action::Drop => self.strikes.ended(&subject, mode, finding.ts, &config.decide),
             Action::Alert => 0,
+            _ => self.strikes.ended(&subject, mode, finding.ts, &config.decide),
         };
         let ttl_s = strikes::ttl_s(&config.decide, ended);
-        Plan { subject, action, mode, guard, ttl_s, ended }
+        Plan { subject, action, rate, scope, mode, guard, ttl_s, ended }
     }
 
     fn covering(&self, finding: &Finding, plan: &Plan) -> Option<Timestamp> {
         let detector = finding.detector.as_str();
+        let reaches = |held: &Decision| match (held.scope, plan.scope) {
+            (Scope::Host, _) => true,
+            (Scope::Service, Scope::Host) => false,
+            (Scope::Service, Scope::Service) => held.service == finding.service,
+        };
         let covers = |held: &Decision| {
-            held.action == plan.action
-                && match plan.action {
-                    Action::Drop => held.detector == detector || held.ttl_s >= plan.ttl_s,
-                    Action::Alert => held.detector == detector,
+            let by_same = held.detector == detector;
+            match plan.action {
+                Action::Alert => held.action == Action::Alert && by_same,
+                Action::Drop | Action::RateLimit | Action::Deceive | Action::Tag => {
+                    strength(held.action) >= strength(plan.action)
+                        && reaches(held)
+                        && (by_same || held.ttl_s >= plan.ttl_s)
                 }
+            }
         };
         let held_by = |book: &Book| book.covered_until(&plan.subject, finding.ts, covers);
         match (plan.action, plan.mode) {
-            (Action::Drop, Mode::Enforce) => held_by(&self.enforced),
-            (Action::Drop, Mode::Observe) => held_by(&self.enforced).max(held_by(&self.noted)),
             (Action::Alert, _) => held_by(&self.noted),
+            (_, Mode::Enforce) => held_by(&self.enforced),
+            (_, Mode::Observe) => held_by(&self.enforced).max(held_by(&self.noted)),
         }
     }
 
@@ -382,7 +446,9 @@ impl Decider {
             action: plan.action,
             subject: plan.subject.clone(),
             service: finding.service.clone(),
+            scope: plan.scope,
             ttl_s: plan.ttl_s,
+            rate: plan.rate,
             detector: finding.detector.to_string(),
             owasp: finding.owasp.to_owned(),
             score: finding.score,
@@ -394,7 +460,11 @@ impl Decider {
 
     /// The first 64 bits of SHA-256 over all that makes the decision what it is.
     fn next_id(&mut self, ts: Timestamp, subject: &Subject, detector: &str) -> String {
-        let target = subject.network().map(|net| net.to_string()).unwrap_or_default();
+        let target = match subject.target() {
+            Some(Target::Network(net)) => net.to_string(),
+            Some(target) => target.to_string(),
+            None => String::new(),
+        };
         let (seed, number) = (self.seed, self.decided);
         self.decided = self.decided.wrapping_add(1);
         let text = format!("{seed}\n{}\n{target}\n{detector}\n{number}", ts.as_nanos());
@@ -408,17 +478,17 @@ impl Decider {
     /// entry that only counts gives way to a block. They are therefore not counted here.
     fn make_room(&mut self, plan: &Plan, now: Timestamp) -> bool {
         match (plan.action, plan.mode) {
-            (Action::Drop, Mode::Enforce) => {
+            (Action::Alert, _) | (_, Mode::Observe) => {
+                self.make_room_to_note(1);
+                true
+            }
+            (_, Mode::Enforce) => {
                 let kernel = &self.config.kernel;
                 let room = capacity(kernel.max_blocks.saturating_sub(kernel.operator_reserve));
                 if self.enforced.len() >= room {
                     self.enforced.expire(now);
                 }
                 self.enforced.len() < room
-            }
-            (Action::Drop, Mode::Observe) | (Action::Alert, _) => {
-                self.make_room_to_note(1);
-                true
             }
         }
     }
@@ -434,37 +504,24 @@ impl Decider {
         let book = if is_enforced(&decision) { &mut self.enforced } else { &mut self.noted };
         book.insert(decision, end);
     }
-
-    fn check_guards(&self, target: IpNet) -> Result<(), Refused> {
-        match self.guards.of(target) {
-            Some(by) => Err(Refused::Guarded { target, by }),
-            None => Ok(()),
-        }
-    }
 }
 
-/// The decision that a block found in the kernel stands for, when no log knows it. `rule_id` is
-/// the number that [`Decision::rule_id`] gives its id. An operator's stays an operator's.
-pub fn recovered(
-    target: IpNet,
-    rule_id: u64,
-    remaining: Option<Duration>,
-    origin: Origin,
-    now: Timestamp,
-) -> Decision {
-    let detector = match origin {
+/// The decision that a rule found in the kernel stands for, when no log knows it. Its number is
+/// the one that [`Decision::rule_id`] gives its id. An operator's stays an operator's.
+pub fn recovered(block: &Block, now: Timestamp) -> Decision {
+    let detector = match block.origin {
         Origin::Operator | Origin::Configured => OPERATOR,
         Origin::Automatic => RECOVERED,
     };
-    let target = guards::canonical(target);
     Decision {
         ts: now.truncated_to_millis(),
-        id: format!("{rule_id:016x}"),
-        action: Action::Drop,
-        subject: subject_of(target)
-            .unwrap_or_else(|| Subject { cidr: Some(target), ..Subject::default() }),
-        service: None,
-        ttl_s: strikes::whole_seconds(remaining.unwrap_or(UNTIL_LIFTED)),
+        id: format!("{:016x}", block.rule_id),
+        action: block.effect.action(),
+        subject: canonical(block.target.clone()).into(),
+        scope: if block.service.is_some() { Scope::Service } else { Scope::Host },
+        service: block.service.clone(),
+        ttl_s: strikes::whole_seconds(block.remaining.unwrap_or(UNTIL_LIFTED)),
+        rate: block.effect.rate(),
         detector: detector.to_owned(),
         owasp: String::new(),
         score: 1.0,
@@ -474,16 +531,35 @@ pub fn recovered(
     }
 }
 
-/// The subject that a block of `target` names, if the kernel can block it.
-pub fn subject_of(target: IpNet) -> Option<Subject> {
-    if target.prefix_len() == target.max_prefix_len() {
-        return Some(Subject { ip: Some(target.addr()), ..Subject::default() });
-    }
+/// With networks in the one form that they are compared in.
+pub fn canonical(target: Target) -> Target {
     match target {
-        IpNet::V6(net) if net.prefix_len() == 64 => {
-            Some(Subject { cidr: Some(target.trunc()), ..Subject::default() })
-        }
-        IpNet::V4(_) | IpNet::V6(_) => None,
+        Target::Network(net) => Target::Network(guards::canonical(net)),
+        Target::Conjunction(net, ja4) => Target::Conjunction(guards::canonical(net), ja4),
+        Target::Fingerprint(_) | Target::Flow(_) => target,
+    }
+}
+
+/// What forbids `decision`: a detector's may touch nobody who is guarded, an operator's only has
+/// to mean something.
+fn guard_of(guards: &Guards, decision: &Decision) -> Option<Guarded> {
+    let net = decision.subject.addresses()?;
+    if decision.detector == OPERATOR { guards.of_all(net) } else { guards.of(net) }
+}
+
+/// Whether the client is an offender by it.
+fn is_strike(decision: &Decision) -> bool {
+    decision.detector != OPERATOR && decision.action != Action::Alert
+}
+
+/// Which actions make others needless.
+fn strength(action: Action) -> u8 {
+    match action {
+        Action::Drop => 4,
+        Action::Deceive => 3,
+        Action::RateLimit => 2,
+        Action::Tag => 1,
+        Action::Alert => 0,
     }
 }
 
@@ -492,10 +568,7 @@ fn end_of(decision: &Decision) -> Timestamp {
 }
 
 fn is_enforced(decision: &Decision) -> bool {
-    match (decision.action, decision.mode) {
-        (Action::Drop, Mode::Enforce) => true,
-        (Action::Drop, Mode::Observe) | (Action::Alert, _) => false,
-    }
+    decision.action != Action::Alert && decision.mode == Mode::Enforce
 }
 
 /// Whether a detector made the decision where detectors' blocks are not carried out. Operators
@@ -512,9 +585,4 @@ fn lifted_at(decision: Decision, now: Timestamp) -> Lifted {
 
 fn capacity(entries: u32) -> usize {
     usize::try_from(entries).unwrap_or(usize::MAX)
-}
-
-/// A single address without its prefix length.
-fn shown(net: &IpNet) -> String {
-    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }

@@ -292,7 +292,7 @@ mod tests {
     }
 
     fn service(logins: Vec<Login>) -> Service {
-        Service { name: "shop".into(), hosts: vec![], ports: vec![], mode: None, logins }
+        Service { name: "shop".into(), logins, ..Service::default() }
     }
 
     fn login(method: Option<&str>, path: &str, failure: Vec<FailureMatch>) -> Login {

@@ -50,7 +50,7 @@ pub(crate) fn login(at: f64, src: &str, user: &str, status: u16) -> Transaction 
 
 pub(crate) fn service(name: &str, mode: Option<Mode>) -> Service {
     let hosts = vec![format!("{name}.example")];
-    Service { name: name.into(), hosts, ports: vec![], mode, logins: vec![] }
+    Service { name: name.into(), hosts, mode, ..Service::default() }
 }
 
 /// 5 requests in 16 s; logins by default.

@@ -22,7 +22,8 @@ use super::slots::Slots;
 use super::subjects::Subjects;
 use crate::decision::Origin;
 use crate::enforce::{
-    Block, Effect, EnforceError, List, NewBlock, PolicyMaps, RuleName, Scope, Target, Usage,
+    Block, Effect, EnforceError, Kind, List, NewBlock, PolicyMaps, RuleName, Scope, Tally, Target,
+    Usage,
 };
 
 pub struct KernelPolicy {
@@ -97,6 +98,21 @@ impl PolicyMaps for KernelPolicy {
 
     fn usage(&self) -> Usage {
         Usage { used: self.book.len(), capacity: self.capacity, reserve: self.reserve }
+    }
+
+    fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for (_, entry) in self.book.iter() {
+            for (kind, count) in Kind::ALL.iter().zip(&mut tally.rules) {
+                *count += u64::from(*kind == entry.kind);
+            }
+            if let Some(limit) = entry.limit {
+                let limit = self.limits.get(limit);
+                tally.exceeded = tally.exceeded.saturating_add(limit.exceeded);
+                tally.no_room = tally.no_room.saturating_add(limit.no_room);
+            }
+        }
+        tally
     }
 
     fn set_lists(&mut self, lists: &[List]) -> Result<(), EnforceError> {
@@ -313,6 +329,7 @@ impl KernelPolicy {
             packets: rule.packets,
             bytes: rule.bytes,
             exceeded: limit.map_or(0, |limit| limit.exceeded),
+            no_room: limit.map_or(0, |limit| limit.no_room),
         }
     }
 

@@ -74,7 +74,7 @@ fn rate_of(limit: &Limit) -> Rate {
             unit::CONNECTIONS => Unit::Connections,
             _ => Unit::Packets,
         },
-        per_s: (SECOND_NS << COST_SHIFT) / cost,
+        per_s: ((SECOND_NS << COST_SHIFT) + cost / 2) / cost,
         burst: ((u128::from(limit.tolerance_ns) << COST_SHIFT).div_ceil(u128::from(cost)) + 1)
             .try_into()
             .unwrap_or(u64::MAX),

@@ -21,7 +21,6 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::decide::HostGuards;
-use crate::decision::Action;
 use crate::detect::client;
 use crate::finding::DetectorName;
 use crate::pipeline::{Output, Pipeline};
@@ -71,7 +70,7 @@ pub struct Summary {
     /// Transactions a second of the replay.
     pub replayed_per_s: f64,
     pub findings: BTreeMap<&'static str, u64>,
-    /// By action: `drop`, `alert`.
+    /// By action ([`crate::decision::Action::name`]).
     pub decisions: BTreeMap<&'static str, u64>,
 }
 
@@ -260,11 +259,7 @@ impl<'a> Replay<'a> {
             *self.summary.findings.entry(finding.detector.as_str()).or_default() += 1;
         }
         for decision in self.out.decisions.drain(..) {
-            let action = match decision.action {
-                Action::Drop => "drop",
-                Action::Alert => "alert",
-            };
-            *self.summary.decisions.entry(action).or_default() += 1;
+            *self.summary.decisions.entry(decision.action.name()).or_default() += 1;
         }
         Ok(())
     }

@@ -89,9 +89,8 @@ fn config() -> Config {
     config.services = vec![Service {
         name: "beta".into(),
         hosts: vec!["beta.example".to_owned()],
-        ports: vec![],
         mode: Some(Mode::Observe),
-        logins: vec![],
+        ..Service::default()
     }];
     config
 }

@@ -12,10 +12,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::decision::{Decision, Lift, Mode};
+use crate::enforce::Target;
 use crate::finding::Finding;
 use crate::time::Timestamp;
 
@@ -51,7 +51,7 @@ pub enum Event<'a> {
         /// The decision behind the block.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a str>,
-        target: IpNet,
+        target: Target,
         /// From the decision to the packet.
         #[serde(skip_serializing_if = "Option::is_none")]
         after_ms: Option<f64>,
@@ -72,7 +72,7 @@ pub enum Event<'a> {
         uid: u32,
         command: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        target: Option<IpNet>,
+        target: Option<Target>,
         /// As the operator gave it.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,

@@ -7,7 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Registry, TextEncoder};
 
-use super::snapshot::{Name, Snapshot};
+use super::snapshot::{List, Name, Snapshot};
 
 /// Content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -24,6 +24,10 @@ enum Family {
     BlockCapacity,
     BlockReserve,
     BlockFailures,
+    Rules,
+    LimitExceeded,
+    ListNetworks,
+    ListBadLines,
     Answers,
     SocketsClosed,
     SocketFailures,
@@ -52,6 +56,19 @@ use Family::*;
 /// Name, help and labels of a family.
 type About = (&'static str, &'static str, &'static [&'static str]);
 
+const RULES: About = ("portcullis_rules", "Blocks in force by what they do.", &["action"]);
+const LIMIT_EXCEEDED: About = (
+    "portcullis_limit_exceeded_packets",
+    "Packets that were dropped beyond the limits now in force.",
+    &[],
+);
+const LIST_NETWORKS: About =
+    ("portcullis_list_networks", "Networks of each list that the configuration names.", &["list"]);
+const LIST_BAD_LINES: About = (
+    "portcullis_list_bad_lines",
+    "Lines of each list that could not be read and were left out.",
+    &["list"],
+);
 const ANSWERS: About = (
     "portcullis_answers_total",
     "Dropped packets by the answer they got, where answers are configured.",
@@ -88,7 +105,7 @@ const TARPIT_BYTES: About =
     ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
 
 impl Family {
-    const ALL: [Family; 30] = [
+    const ALL: [Family; 34] = [
         BuildInfo,
         Uptime,
         Interfaces,
@@ -98,6 +115,10 @@ impl Family {
         BlockCapacity,
         BlockReserve,
         BlockFailures,
+        Rules,
+        LimitExceeded,
+        ListNetworks,
+        ListBadLines,
         Answers,
         SocketsClosed,
         SocketFailures,
@@ -152,6 +173,10 @@ impl Family {
                 "Blocks that could not be written to the kernel.",
                 &[],
             ),
+            Rules => RULES,
+            LimitExceeded => LIMIT_EXCEEDED,
+            ListNetworks => LIST_NETWORKS,
+            ListBadLines => LIST_BAD_LINES,
             Answers => ANSWERS,
             SocketsClosed => SOCKETS_CLOSED,
             SocketFailures => SOCKET_FAILURES,
@@ -226,6 +251,10 @@ impl Family {
             BlockCapacity => count(of.blocks.capacity),
             BlockReserve => count(of.blocks.operator_reserve),
             BlockFailures => count(of.blocks.failed),
+            Rules => by_name(&of.rules, |&count| count),
+            LimitExceeded => count(of.limit_exceeded),
+            ListNetworks => by_list(of, |list| list.networks),
+            ListBadLines => by_list(of, |list| list.bad_lines),
             Answers => by_name(&of.answers, |&count| count),
             SocketsClosed => count(of.sockets.closed),
             SocketFailures => count(of.sockets.failed),
@@ -309,6 +338,10 @@ fn by_name<'a, T: 'a>(
     value: impl Fn(&T) -> u64,
 ) -> Vec<Sample> {
     values.into_iter().map(|(name, v)| Sample::new([name.as_ref()], value(v) as f64)).collect()
+}
+
+fn by_list(of: &Snapshot, value: impl Fn(&List) -> u64) -> Vec<Sample> {
+    of.lists.iter().map(|list| Sample::new([list.name.as_str()], value(list) as f64)).collect()
 }
 
 fn results(good: &str, succeeded: u64, failed: u64) -> Vec<Sample> {

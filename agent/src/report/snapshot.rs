@@ -10,6 +10,7 @@ use portcullis_common::policy::{PacketCount, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Mode;
+use crate::enforce::Kind;
 
 /// A name from a fixed table: a reason, a loss, a detector. Never a value from traffic, for
 /// each becomes the value of a metric's label.
@@ -27,6 +28,12 @@ pub struct Snapshot {
     /// Packets by the reason they passed or were dropped for ([`Reason::name`]).
     pub packets: BTreeMap<Name, Packets>,
     pub blocks: Blocks,
+    /// Blocks in force by what they do ([`Kind::name`]).
+    pub rules: BTreeMap<Name, u64>,
+    /// Packets beyond the limits in force.
+    pub limit_exceeded: u64,
+    /// Files of networks that the configuration names.
+    pub lists: Vec<List>,
     /// What became of dropped packets that could be answered ([`Answered::name`]).
     pub answers: BTreeMap<Name, u64>,
     /// Connections of blocked clients.
@@ -88,6 +95,15 @@ pub struct Blocks {
     pub failed: u64,
 }
 
+/// A list as it was read last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    pub name: String,
+    pub networks: u64,
+    /// Lines that could not be read.
+    pub bad_lines: u64,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sockets {
     pub closed: u64,
@@ -140,6 +156,9 @@ impl Snapshot {
             interfaces: Vec::new(),
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
+            rules: Kind::ALL.map(|kind| (kind.name().into(), 0)).into(),
+            limit_exceeded: 0,
+            lists: Vec::new(),
             answers: Answered::ALL.map(|a| (a.name().into(), 0)).into(),
             sockets: Sockets::default(),
             decoy: Decoy::default(),

@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use super::core::Core;
 use super::policy::Refusal;
-use crate::decide::{RECOVERED, Which, subject_of};
-use crate::decision::Decision;
+use crate::decide::{Order, RECOVERED, Which, canonical};
+use crate::decision::{Decision, Subject};
 use crate::decoy;
 use crate::detect::{self, counter::FINDINGS};
-use crate::enforce::{Block, PolicyMaps, Target};
+use crate::enforce::{Block, EnforceError, Kind, PolicyMaps, Target};
 use crate::http::Counter;
 use crate::report::control::{
-    AllowInfo, AllowOrigin, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
+    AllowInfo, AllowOrigin, BlockAction, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
 use crate::report::event_log::Event;
 use crate::report::snapshot::{
@@ -29,10 +29,22 @@ impl<P: PolicyMaps> Core<P> {
             Request::Ping => Response::Pong,
             Request::Status => self.status(),
             Request::Blocks => self.blocks(),
-            Request::Block { target, ttl_s, reason } => {
-                self.block(*target, ttl_s.map(Duration::from_secs), reason.as_deref())
+            Request::Block { target, action, rate, service, ttl_s, reason } => {
+                match action.effect(*rate) {
+                    Some(effect) => {
+                        let (target, service) = (target.clone(), service.clone());
+                        let ttl = ttl_s.map(Duration::from_secs);
+                        self.block(&Order { target, effect, service, ttl }, reason.as_deref())
+                    }
+                    None => Response::error(
+                        ErrorKind::BadRequest,
+                        "a rate goes with the action rate_limit, and only with it",
+                    ),
+                }
             }
-            Request::Unblock { target } => self.unblock(*target),
+            Request::Unblock { target, action, service } => {
+                self.unblock(target.clone(), action.map(BlockAction::kind), service.as_deref())
+            }
             Request::AllowList => self.allow_list(),
             Request::AllowAdd { target } => self.allow_add(*target),
             Request::AllowRemove { target } => self.allow_remove(*target),
@@ -53,10 +65,11 @@ impl<P: PolicyMaps> Core<P> {
     /// What changes something is logged with who asked for it.
     fn log_operator(&mut self, request: &Request, peer: Option<Peer>, response: &Response) {
         let (target, reason) = match request {
-            Request::Block { target, reason, .. } => (Some(*target), reason.as_deref()),
-            Request::Unblock { target }
-            | Request::AllowAdd { target }
-            | Request::AllowRemove { target } => (Some(*target), None),
+            Request::Block { target, reason, .. } => (Some(target.clone()), reason.as_deref()),
+            Request::Unblock { target, .. } => (Some(target.clone()), None),
+            Request::AllowAdd { target } | Request::AllowRemove { target } => {
+                (Some(Target::Network(*target)), None)
+            }
             Request::Reload => (None, None),
             _ => return,
         };
@@ -68,64 +81,114 @@ impl<P: PolicyMaps> Core<P> {
         self.log.append(now, &event);
     }
 
-    fn block(&mut self, target: IpNet, ttl: Option<Duration>, reason: Option<&str>) -> Response {
+    fn block(&mut self, order: &Order, reason: Option<&str>) -> Response {
         let reason = reason.unwrap_or("blocked by an operator");
-        match self.operator_block(target, ttl, reason) {
+        match self.operator_block(order, reason) {
             Ok(decision) => Response::Blocked {
                 block: BlockInfo {
-                    target: decision.subject.network().unwrap_or(target),
-                    remaining_s: ttl.map(|ttl| ttl.as_secs()),
+                    target: decision.subject.target().unwrap_or_else(|| order.target.clone()),
+                    action: order.effect.kind().into(),
+                    rate: decision.rate,
+                    service: decision.service,
+                    remaining_s: order.ttl.map(|ttl| ttl.as_secs()),
                     id: decision.id,
                     detector: Some(decision.detector),
                     reason: Some(decision.reason),
                     count_only: false,
                     packets: 0,
                     bytes: 0,
+                    exceeded: 0,
+                    no_room: 0,
                 },
             },
             Err(Refusal::Refused(refused)) => {
                 Response::error(ErrorKind::Refused, refused.to_string())
             }
-            Err(Refusal::Failed(error)) => Response::error(ErrorKind::Failed, error.to_string()),
+            Err(Refusal::Failed(error)) => {
+                let kind = match &error {
+                    EnforceError::NoScope(_) | EnforceError::TooManyRules { .. } => {
+                        ErrorKind::Refused
+                    }
+                    EnforceError::Full(_)
+                    | EnforceError::NoRoom { .. }
+                    | EnforceError::NotBlocked(_)
+                    | EnforceError::Kernel(_) => ErrorKind::Failed,
+                };
+                Response::error(kind, error.to_string())
+            }
         }
     }
 
-    fn unblock(&mut self, target: IpNet) -> Response {
+    fn unblock(&mut self, target: Target, kind: Option<Kind>, service: Option<&str>) -> Response {
         let now = self.now();
-        let target = target.trunc();
-        let lifted = match subject_of(target) {
-            Some(subject) => self.pipeline.lift(Which::Subject(&subject), now),
-            None => Vec::new(),
+        let target = canonical(target);
+        let subject = Subject::from(target.clone());
+        let which = match (kind, service) {
+            (None, None) => Which::Subject(&subject),
+            _ => Which::Rules { subject: &subject, kind, service },
         };
+        let lifted = self.pipeline.lift(which, now);
         let was_decided = !lifted.is_empty();
         self.carry_out_lifts(&lifted);
         // A block may be in the kernel of which no decision is known.
-        match self.maps.unblock(target) {
-            Ok(()) => Response::Unblocked { target },
-            Err(_) if was_decided => Response::Unblocked { target },
-            Err(error) => Response::error(ErrorKind::Refused, error.to_string()),
+        match self.unblock_in_kernel(&target, kind, service) {
+            Ok(any) if any || was_decided => Response::Unblocked { target },
+            Ok(_) => {
+                let error = EnforceError::NotBlocked(target);
+                Response::error(ErrorKind::Refused, error.to_string())
+            }
+            Err(error) => Response::error(ErrorKind::Failed, error.to_string()),
         }
+    }
+
+    /// Whether there was anything to lift.
+    fn unblock_in_kernel(
+        &mut self,
+        target: &Target,
+        kind: Option<Kind>,
+        service: Option<&str>,
+    ) -> Result<bool, EnforceError> {
+        if kind.is_none() && service.is_none() {
+            return match self.maps.unblock(target.clone()) {
+                Ok(()) => Ok(true),
+                Err(EnforceError::NotBlocked(_)) => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
+        let mut any = false;
+        for block in self.maps.blocks()? {
+            let name = block.name();
+            if name.target == *target
+                && kind.is_none_or(|kind| kind == name.kind)
+                && service.is_none_or(|service| name.service.as_deref() == Some(service))
+            {
+                self.maps.remove(&name)?;
+                any = true;
+            }
+        }
+        Ok(any)
     }
 
     fn blocks(&self) -> Response {
         match self.maps.blocks() {
             Ok(mut blocks) => {
-                blocks.sort_by(|a, b| a.target.cmp(&b.target));
-                let blocks =
-                    blocks.into_iter().filter_map(|block| self.block_info(block)).collect();
+                blocks.sort_by_cached_key(Block::name);
+                let blocks = blocks.into_iter().map(|block| self.block_info(block)).collect();
                 Response::Blocks { blocks }
             }
             Err(error) => Response::error(ErrorKind::Failed, error.to_string()),
         }
     }
 
-    fn block_info(&self, block: Block) -> Option<BlockInfo> {
-        let Target::Network(target) = block.target else { return None };
+    fn block_info(&self, block: Block) -> BlockInfo {
         let made = self.recent.by_rule(block.rule_id).map(|made| &made.decision);
         let known = |decision: &&Decision| decision.detector != RECOVERED;
         let decision = made.filter(known);
-        Some(BlockInfo {
-            target,
+        BlockInfo {
+            action: block.effect.kind().into(),
+            rate: block.effect.rate(),
+            service: block.service,
+            target: block.target,
             remaining_s: block.remaining.map(|remaining| remaining.as_secs()),
             id: format!("{:016x}", block.rule_id),
             detector: decision.map(|decision| decision.detector.clone()),
@@ -133,7 +196,9 @@ impl<P: PolicyMaps> Core<P> {
             count_only: block.count_only,
             packets: block.packets,
             bytes: block.bytes,
-        })
+            exceeded: block.exceeded,
+            no_room: block.no_room,
+        }
     }
 
     fn allow_list(&self) -> Response {
@@ -214,6 +279,7 @@ impl<P: PolicyMaps> Core<P> {
             operator_reserve: usage.reserve.into(),
             failed: self.totals.blocks_failed,
         };
+        self.rule_counters(&mut snapshot);
         self.socket_counters(&mut snapshot);
         if let Some(decoy) = &self.decoy {
             snapshot.decoy = decoy_counts(decoy.counts());
@@ -226,6 +292,16 @@ impl<P: PolicyMaps> Core<P> {
             Reloads { succeeded: self.totals.reloads, failed: self.totals.reloads_failed };
         snapshot.event_log = self.log.count();
         Response::Status(Box::new(snapshot))
+    }
+
+    fn rule_counters(&self, snapshot: &mut Snapshot) {
+        let tally = self.maps.tally();
+        let named = Kind::ALL.iter().map(|kind| kind.name().into());
+        snapshot.rules = named.zip(tally.rules).collect();
+        snapshot.limit_exceeded = tally.exceeded;
+        snapshot.lists = self.lists.clone();
+        let lost = Lost { events: tally.no_room, bytes: 0 };
+        snapshot.losses.insert("limit_clients_no_room".into(), lost);
     }
 
     fn socket_counters(&self, snapshot: &mut Snapshot) {

@@ -16,9 +16,9 @@ use crate::capture::events::{self, Event as Captured};
 use crate::capture::probes::Probes;
 use crate::config::Config;
 use crate::decide::HostGuards;
-use crate::decision::{Action, Decision};
+use crate::decision::Decision;
 use crate::decoy::Decoy;
-use crate::enforce::PolicyMaps;
+use crate::enforce::{PolicyMaps, Target};
 use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
@@ -26,6 +26,7 @@ use crate::kernel::sockets::{CloseSockets, Spared};
 use crate::kernel::{self, AnswerCounters, Attachment, Count, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
+use crate::report::snapshot;
 use crate::time::Timestamp;
 use crate::transaction::Transaction;
 
@@ -72,6 +73,8 @@ pub(super) struct Core<P> {
     pub(super) decoy: Option<Decoy>,
     pub(super) recent: Recent,
     pub(super) totals: Totals,
+    /// Lists as they were read last.
+    pub(super) lists: Vec<snapshot::List>,
     started: Instant,
     pub(super) clock: Clock,
     next_host_refresh: Instant,
@@ -126,6 +129,7 @@ impl<P: PolicyMaps> Core<P> {
             decoy: None,
             recent: Recent::default(),
             totals: Totals::default(),
+            lists: Vec::new(),
             started: now,
             clock: Clock::start(),
             next_host_refresh: now + HOST_REFRESH,
@@ -140,6 +144,7 @@ impl<P: PolicyMaps> Core<P> {
         core.maps.set_fingerprinting(config.capture.enabled);
         core.take_over_blocks()?;
         core.block_configured(&[]);
+        core.start_lists();
         Ok(core)
     }
 
@@ -274,11 +279,7 @@ impl<P: PolicyMaps> Core<P> {
     }
 
     pub(super) fn tell_decision(&mut self, mut decision: Decision, cause: Timestamp) {
-        let action = match decision.action {
-            Action::Drop => "drop",
-            Action::Alert => "alert",
-        };
-        *self.totals.decisions.entry(action).or_default() += 1;
+        *self.totals.decisions.entry(decision.action.name()).or_default() += 1;
         if let Some(guard) = decision.evidence.get("guard").and_then(|guard| guard.as_str()) {
             *self.totals.guarded.entry(guard.to_owned()).or_default() += 1;
         }
@@ -290,7 +291,8 @@ impl<P: PolicyMaps> Core<P> {
 
     fn first_drop(&mut self, source: IpNet, rule: u64, ts: Timestamp) {
         let made = self.recent.by_rule(rule);
-        let target = made.and_then(|made| made.decision.subject.network()).unwrap_or(source);
+        let target = made.and_then(|made| made.decision.subject.target());
+        let target = target.unwrap_or(Target::Network(source));
         let id = made.map(|made| made.decision.id.clone());
         let after_ms = made.map(|made| ts.since(made.cause).as_secs_f64() * 1e3);
         let (now, ts) = (self.wall_now(), self.clock.shown(ts));

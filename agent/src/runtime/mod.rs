@@ -8,6 +8,7 @@ mod clock;
 mod commands;
 mod core;
 mod fingerprints;
+mod lists;
 mod policy;
 mod recent;
 mod reload;

@@ -1,15 +1,18 @@
 //! Decisions and configuration into the kernel's policy, and out of it again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::core::Core;
-use crate::config::Config;
-use crate::decide::{Lifted, OPERATOR, Refused, UNTIL_LIFTED, Which, recovered, subject_of};
-use crate::decision::{Action, Decision, Mode, Origin, Subject};
-use crate::enforce::{Block, EnforceError, PolicyMaps, Target, carry_out};
+use crate::config::{Config, StaticBlock};
+use crate::decide::{
+    Lifted, OPERATOR, Order, Refused, UNTIL_LIFTED, Which, always_guarded, canonical, recovered,
+};
+use crate::decision::{Decision, Mode, Origin, Subject};
+use crate::enforce::{Block, EnforceError, PolicyMaps, RuleName, Scope, carry_out};
 use crate::kernel::sockets::Spared;
 use crate::report::event_log::Event;
 use crate::time::Timestamp;
@@ -24,16 +27,27 @@ pub(super) enum Refusal {
 }
 
 impl<P: PolicyMaps> Core<P> {
-    /// Allow list and failsafe ports of `config` into the kernel.
+    /// Allow list, failsafe ports and services of `config` into the kernel.
     pub(super) fn write_policy(&mut self, config: &Config) -> Result<(), EnforceError> {
         let guards = &config.guards;
         let mut allowed = guards.allow.clone();
         allowed.extend(&guards.trusted_proxies);
         allowed.extend(self.host.all().map(IpNet::from));
+        // Within a larger network that an operator blocks, these stay free.
+        allowed.extend(always_guarded());
         self.maps.set_allowed(&allowed)?;
         self.spared =
             Arc::new(Spared { networks: allowed, local_ports: guards.failsafe_tcp_ports.clone() });
-        self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)
+        self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)?;
+        let scoped = config.services.iter().filter(|service| service.has_scope());
+        let scopes: Vec<Scope> = scoped
+            .map(|service| Scope {
+                service: service.name.clone(),
+                ports: service.ports.clone(),
+                addresses: service.addresses.clone(),
+            })
+            .collect();
+        self.maps.set_scopes(&scopes)
     }
 
     /// The blocks of an earlier run stay in force, except where a guard or the mode now forbids
@@ -58,14 +72,12 @@ impl<P: PolicyMaps> Core<P> {
         if block.count_only {
             return false;
         }
-        let Target::Network(target) = block.target else { return true };
         if block.origin == Origin::Configured {
             // Those still listed are decided anew in a moment, in the place of these.
-            return self.is_configured(target);
+            return self.is_configured(&block.name());
         }
         let now = self.now();
-        let decision = recovered(target, block.rule_id, block.remaining, block.origin, now);
-        match self.pipeline.restore(decision, now) {
+        match self.pipeline.restore(recovered(block, now), now) {
             Ok(()) => true,
             Err(refusal) => {
                 tracing::warn!("not taking over a block: {refusal}");
@@ -74,64 +86,82 @@ impl<P: PolicyMaps> Core<P> {
         }
     }
 
-    fn is_configured(&self, target: IpNet) -> bool {
-        self.config.blocked.iter().any(|listed| listed.target == target)
+    fn is_configured(&self, rule: &RuleName) -> bool {
+        self.config.blocked.iter().any(|listed| canonical_rule(listed.rule()) == *rule)
     }
 
     /// Blocks what the configuration lists, except what `already` does.
-    pub(super) fn block_configured(&mut self, already: &[IpNet]) {
-        let listed = self.config.blocked.clone();
-        for block in listed.iter().filter(|block| !already.contains(&block.target)) {
+    pub(super) fn block_configured(&mut self, already: &[StaticBlock]) {
+        let already: HashSet<(RuleName, _)> =
+            already.iter().map(|block| (block.rule(), block.effect)).collect();
+        for block in self.config().blocked.iter() {
+            if already.contains(&(block.rule(), block.effect)) {
+                continue;
+            }
             let reason = block.reason.as_deref().unwrap_or("listed in the configuration");
-            if let Err(message) = self.operator_block(block.target, None, reason) {
+            let order = Order {
+                target: block.target.clone(),
+                effect: block.effect,
+                service: block.service.clone(),
+                ttl: None,
+            };
+            if let Err(message) = self.operator_block(&order, reason) {
                 tracing::error!("{message}");
             }
         }
     }
 
-    /// Blocks in the place of whatever blocks `target` already: the operator has the last word,
-    /// for a shorter time too.
+    /// Blocks in the place of whatever detectors do to the target already, and of the operator's
+    /// own earlier rule: the operator has the last word, for a shorter time too.
     ///
     /// # Errors
     /// A sentence for the operator.
     pub(super) fn operator_block(
         &mut self,
-        target: IpNet,
-        ttl: Option<Duration>,
+        order: &Order,
         reason: &str,
     ) -> Result<Decision, Refusal> {
         let now = self.now();
-        let earlier = subject_of(target).map_or(Vec::new(), |subject| self.drops_of(&subject));
-        let decision = self.pipeline.operator_block(target, ttl, reason, now)?;
+        let earlier = self.replaced_by(order);
+        let decision = self.pipeline.operator_block(order, reason, now)?;
         let origin = self.origin_of(&decision);
-        if let Err(error) = carry_out(&mut self.maps, &decision, ttl, origin) {
+        if let Err(error) = carry_out(&mut self.maps, &decision, order.ttl, origin) {
             // Nothing was written, so there is nothing in the kernel to lift.
             self.pipeline.lift(Which::Id(&decision.id), now);
             self.totals.blocks_failed += 1;
             return Err(error.into());
         }
         self.close_sockets(&decision);
+        let rule = decision.rule();
         for id in earlier {
             let lifted = self.pipeline.lift(Which::Id(&id), now);
+            // The rule of the same name is the operator's by now.
+            let others = lifted.iter().filter(|one| one.decision.rule() != rule);
+            for Lifted { decision, .. } in others {
+                self.end_and_tell(decision, now);
+            }
             self.tell_lifts(&lifted);
         }
         self.tell_decision(decision.clone(), now);
         Ok(decision)
     }
 
-    /// Ids of the drops in force on `subject`.
-    fn drops_of(&self, subject: &Subject) -> Vec<String> {
-        let held = self.pipeline.in_force();
-        held.filter(|held| held.subject == *subject && held.action == Action::Drop)
-            .map(|held| held.id.clone())
-            .collect()
+    /// Ids of the decisions in force that an order takes the place of.
+    fn replaced_by(&self, order: &Order) -> Vec<String> {
+        let subject = Subject::from(canonical(order.target.clone()));
+        let rule = canonical_rule(order.rule());
+        let is_replaced = |held: &&Decision| {
+            let by_detector = held.detector != OPERATOR && held.scope() == order.service.as_ref();
+            by_detector || held.rule().as_ref() == Some(&rule)
+        };
+        let held = self.pipeline.enforced_on(&subject).filter(is_replaced);
+        held.map(|held| held.id.clone()).collect()
     }
 
     fn origin_of(&self, decision: &Decision) -> Origin {
-        let target = decision.subject.network();
         if decision.detector != OPERATOR {
             Origin::Automatic
-        } else if target.is_some_and(|target| self.is_configured(target)) {
+        } else if decision.rule().is_some_and(|rule| self.is_configured(&rule)) {
             Origin::Configured
         } else {
             Origin::Operator
@@ -140,9 +170,10 @@ impl<P: PolicyMaps> Core<P> {
 
     /// Carries a detector's decision out; false when the kernel refuses it.
     pub(super) fn carry_out(&mut self, decision: &Decision) -> bool {
+        let Some(rule) = decision.rule() else { return true };
         // What is only counted must not take the place of what is dropped.
-        let dropped = self.pipeline.dropped_until(&decision.subject, decision.ts);
-        if decision.mode == Mode::Observe && dropped.is_some() {
+        let is_held = self.pipeline.holder(&rule, decision.ts).is_some();
+        if decision.mode == Mode::Observe && is_held {
             return true;
         }
         let ttl = Some(Duration::from_secs(decision.ttl_s));
@@ -166,11 +197,15 @@ impl<P: PolicyMaps> Core<P> {
     pub(super) fn carry_out_lifts(&mut self, lifted: &[Lifted]) {
         let now = self.now();
         for Lifted { decision, .. } in lifted {
-            if let Err(error) = self.end_block(decision, now) {
-                tracing::error!("a block can't be lifted: {error:#}");
-            }
+            self.end_and_tell(decision, now);
         }
         self.tell_lifts(lifted);
+    }
+
+    fn end_and_tell(&mut self, decision: &Decision, now: Timestamp) {
+        if let Err(error) = self.end_block(decision, now) {
+            tracing::error!("a block can't be lifted: {error:#}");
+        }
     }
 
     fn tell_lifts(&mut self, lifted: &[Lifted]) {
@@ -183,29 +218,27 @@ impl<P: PolicyMaps> Core<P> {
     }
 
     fn end_block(&mut self, ended: &Decision, now: Timestamp) -> Result<(), EnforceError> {
-        let Some(target) = ended.subject.network() else { return Ok(()) };
-        if ended.action != Action::Drop {
-            return Ok(());
-        }
-        match self.pipeline.dropped_until(&ended.subject, now) {
-            Some(until) => {
-                let left = until.since(now);
-                let holder = self
-                    .pipeline
-                    .in_force()
-                    .find(|held| held.subject == ended.subject && held.action == Action::Drop);
-                let Some(holder) = holder.cloned() else { return Ok(()) };
+        let Some(rule) = ended.rule() else { return Ok(()) };
+        let holder = self.pipeline.holder(&rule, now).map(|(held, end)| (held.clone(), end));
+        match holder {
+            Some((holder, end)) => {
+                let left = end.since(now);
                 let left = (left < UNTIL_LIFTED / 2).then_some(left);
                 let origin = self.origin_of(&holder);
                 carry_out(&mut self.maps, &holder, left, origin)
             }
-            None => match self.maps.unblock(target) {
-                // It has expired meanwhile, or was only ever an alert.
+            None => match self.maps.remove(&rule) {
+                // It has expired meanwhile.
                 Err(EnforceError::NotBlocked(_)) => Ok(()),
                 other => other,
             },
         }
     }
+}
+
+/// With the target in the form that decisions and the kernel have it in.
+pub(super) fn canonical_rule(rule: RuleName) -> RuleName {
+    RuleName { target: canonical(rule.target), ..rule }
 }
 
 /// Whether a decision was an operator's.

@@ -1,14 +1,15 @@
 //! Another configuration while the agent runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::core::{Core, http_settings};
-use super::policy::by_operator;
-use crate::config::{self, Config, Purpose};
-use crate::decide::{Which, subject_of};
-use crate::enforce::{EnforceError, PolicyMaps};
+use super::lists;
+use super::policy::{by_operator, canonical_rule};
+use crate::config::{self, Config, Purpose, StaticBlock};
+use crate::decide::Which;
+use crate::decision::Subject;
+use crate::enforce::{EnforceError, Kind, PolicyMaps, RuleName};
 use crate::report::event_log::Event;
 
 impl<P: PolicyMaps> Core<P> {
@@ -42,16 +43,19 @@ impl<P: PolicyMaps> Core<P> {
     fn try_reload(&mut self) -> Result<Vec<String>, String> {
         let loaded =
             config::load(&self.config_path, Purpose::Run).map_err(|invalid| invalid.to_string())?;
+        let read = lists::read(&loaded.config).map_err(|(_, errors)| errors.join("\n"))?;
         self.log.reopen().map_err(|error| error.to_string())?;
         let mut warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
         let fixed = config::changes_that_need_restart(&self.configured, &loaded.config);
         warnings.extend(fixed.iter().map(|key| format!("{key} changes at the next start only")));
-        let before: Vec<IpNet> = self.config.blocked.iter().map(|block| block.target).collect();
+        warnings.extend(read.messages.iter().cloned());
+        let before = self.config.blocked.clone();
         let mut config = loaded.config;
-        keep_fixed(&mut config, &self.configured);
+        warnings.extend(keep_fixed(&mut config, &self.configured));
         self.adopt(config).map_err(|error| error.to_string())?;
         self.unblock_no_longer_configured(&before);
         self.block_configured(&before);
+        self.write_lists(read).map_err(|error| format!("the lists can't be written: {error}"))?;
         Ok(warnings)
     }
 
@@ -75,15 +79,16 @@ impl<P: PolicyMaps> Core<P> {
         Ok(())
     }
 
-    fn unblock_no_longer_configured(&mut self, before: &[IpNet]) {
+    fn unblock_no_longer_configured(&mut self, before: &[StaticBlock]) {
         let now = self.now();
-        let listed = |target: &IpNet| self.config.blocked.iter().any(|b| b.target == *target);
-        let gone: Vec<_> = before.iter().filter(|target| !listed(target)).collect();
-        for target in gone {
-            let Some(subject) = subject_of(*target) else { continue };
-            let held = self.pipeline.in_force();
+        let listed: HashSet<RuleName> =
+            self.config.blocked.iter().map(|block| canonical_rule(block.rule())).collect();
+        let gone = before.iter().map(|block| canonical_rule(block.rule()));
+        for rule in gone.filter(|rule| !listed.contains(rule)) {
+            let subject = Subject::from(rule.target.clone());
+            let held = self.pipeline.enforced_on(&subject);
             let ids: Vec<_> = held
-                .filter(|decision| decision.subject == subject && by_operator(decision))
+                .filter(|decision| decision.rule().as_ref() == Some(&rule) && by_operator(decision))
                 .map(|decision| decision.id.clone())
                 .collect();
             for id in ids {
@@ -94,8 +99,9 @@ impl<P: PolicyMaps> Core<P> {
     }
 }
 
-/// Puts the values that a reload cannot change back to what the agent runs with.
-fn keep_fixed(config: &mut Config, running: &Config) {
+/// Puts the values that a reload cannot change back to what the agent runs with; returns what
+/// that comes to elsewhere.
+fn keep_fixed(config: &mut Config, running: &Config) -> Option<String> {
     config.interfaces.clone_from(&running.interfaces);
     config.kernel = running.kernel.clone();
     config.capture.enabled = running.capture.enabled;
@@ -111,6 +117,15 @@ fn keep_fixed(config: &mut Config, running: &Config) {
     config.report.control_socket.clone_from(&running.report.control_socket);
     config.report.control_group.clone_from(&running.report.control_group);
     config.report.metrics_listen = running.report.metrics_listen;
+    let deceiving = config.services.iter_mut().filter_map(|service| service.action.as_mut());
+    let mut fell_back = false;
+    for action in deceiving.chain([&mut config.decide.action]) {
+        if *action == Kind::Steer && !config.decoy.enabled {
+            *action = Kind::Drop;
+            fell_back = true;
+        }
+    }
+    fell_back.then(|| "clients are dropped, not deceived, until there is a decoy".to_owned())
 }
 
 #[cfg(test)]
@@ -155,7 +170,17 @@ mod tests {
         let fixed = config::reference().into_iter().filter(|doc| doc.restart);
         let fixed: Vec<_> = fixed.map(|doc| doc.key).collect();
         assert_eq!(config::changes_that_need_restart(&running, &config), fixed);
-        keep_fixed(&mut config, &running);
+        assert_eq!(keep_fixed(&mut config, &running), None);
         assert_eq!(config::changes_that_need_restart(&running, &config), Vec::<&str>::new());
+    }
+    #[test]
+    fn nobody_is_sent_to_a_decoy_that_is_not_there_yet() {
+        let text = "interfaces = ['a']\ndecoy.enabled = true\ndecide.action = 'deceive'\n\
+                    [[service]]\nname = 'a'\naction = 'deceive'\n";
+        let mut config = config::parse(text, "test", Purpose::Run).unwrap().config;
+        let told = keep_fixed(&mut config, &Config::default());
+        assert!(told.is_some_and(|told| told.contains("not deceived")));
+        let service = config.services.first().and_then(|service| service.action);
+        assert_eq!((config.decide.action, service), (Kind::Drop, Some(Kind::Drop)));
     }
 }

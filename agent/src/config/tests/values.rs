@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::{
-    Config, FailureMatch, Purpose, Service, StaticBlock, changes_that_need_restart, load, parse,
+    Config, FailureMatch, ListFile, Purpose, Service, StaticBlock, changes_that_need_restart, load,
+    parse,
 };
 use super::{good, warnings};
-use crate::decision::Mode;
+use crate::decision::{Action, Mode, Scope};
+use crate::enforce::{Each, Effect, Kind, Rate, Unit};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -81,6 +83,8 @@ fn the_empty_string_switches_off() {
 fn blocks_are_strings_or_tables() {
     let block = |target: &str, reason: Option<&str>| StaticBlock {
         target: target.parse().unwrap(),
+        effect: Effect::Drop,
+        service: None,
         reason: reason.map(str::to_owned),
     };
     let mixed =
@@ -121,8 +125,7 @@ fn a_service_covers_its_hosts_and_ports() {
         name: "s".into(),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         ports: ports.to_vec(),
-        mode: None,
-        logins: Vec::new(),
+        ..Service::default()
     };
     type Case = (&'static [&'static str], &'static [u16], &'static str, Option<u16>, bool);
     let cases: &[Case] = &[
@@ -214,4 +217,66 @@ fn a_file_is_loaded_or_its_failure_named() {
     assert_eq!(failure(&path), expected);
     std::fs::write(&path, " ".repeat(5 * 1024 * 1024)).unwrap();
     assert!(failure(&path).ends_with("longer than 4194304 bytes"));
+}
+
+#[test]
+fn blocks_have_every_target_and_action() {
+    let text = "decoy.enabled=true\n\
+        block=['198.51.100.0/24','t13d1516h2_8daaf6152771_e5627efa2ab1',\
+        {target='0.0.0.0/0',service='shop',action='rate_limit',rate='50 connections/s',each=true},\
+        {target='203.0.113.0/24',ja4='t13d1516h2_8daaf6152771_e5627efa2ab1',action='deceive'},\
+        {ja4='q13d0312h3_55b375c5d22e_06cda9e17597',action='count'},\
+        {target='203.0.113.7',action='rate_limit',rate='10MiB/s',burst=4096}]\n\
+        [[service]]\nname='shop'\naddresses=['192.0.2.1','2001:db8::1']\n";
+    let blocked = good(text).config.blocked;
+    let shown: Vec<_> = blocked.iter().map(|block| block.target.to_string()).collect();
+    assert_eq!(
+        shown,
+        [
+            "198.51.100.0/24",
+            "t13d1516h2_8daaf6152771_e5627efa2ab1",
+            "0.0.0.0/0",
+            "203.0.113.0/24 with t13d1516h2_8daaf6152771_e5627efa2ab1",
+            "q13d0312h3_55b375c5d22e_06cda9e17597",
+            "203.0.113.7",
+        ]
+    );
+    let connections = Rate {
+        unit: Unit::Connections,
+        per_s: 50,
+        burst: 50,
+        each: Each::Client { v4: 32, v6: 64 },
+    };
+    let bytes = Rate { unit: Unit::Bytes, per_s: 10 << 20, burst: 4_096, each: Each::Target };
+    let effects: Vec<_> = blocked.iter().map(|block| block.effect).collect();
+    let limits = [connections, bytes].map(Effect::Limit);
+    let expected =
+        [Effect::Drop, Effect::Drop, limits[0], Effect::Steer, Effect::Count, limits[1]];
+    assert_eq!(effects, expected);
+    assert_eq!(blocked[2].service.as_deref(), Some("shop"));
+}
+
+#[test]
+fn lists_and_responses_are_read() {
+    let config = good(
+        "[[list]]\nname='a'\nfile='/x'\n[[list]]\nname='b'\nfile='/y'\naction='count'\nreason='r'\n\
+         [decide]\naction='rate_limit'\nrate='5 connections/s'\n[decoy]\nenabled=true\n\
+         [[service]]\nname='s'\nports=[443]\nscope='service'\naction='deceive'\n[[service]]\nname='t'\n",
+    )
+    .config;
+    let list = |name: &str, file: &str, effect, reason: Option<&str>| ListFile {
+        name: name.into(),
+        file: file.into(),
+        effect,
+        reason: reason.map(Into::into),
+    };
+    let expected = [list("a", "/x", Effect::Drop, None), list("b", "/y", Effect::Count, Some("r"))];
+    assert_eq!(config.lists, expected);
+    let [s, t] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    assert_eq!((s.scope, s.action), (Scope::Service, Some(Kind::Steer)));
+    assert_eq!(config.response_of(Some(s)), (Action::Deceive, None));
+    let (action, rate) = config.response_of(Some(t));
+    let rate = rate.map(|rate| (rate.unit, rate.per_s, rate.burst));
+    assert_eq!((action, rate), (Action::RateLimit, Some((Unit::Connections, 5, 5))));
+    assert_eq!(Config::default().response_of(None), (Action::Drop, None));
 }

@@ -1,7 +1,7 @@
 //! Which connections a decision closes, and closing them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -26,6 +26,8 @@ pub struct Closing {
     pub peers: Peers,
     /// Only connections to these ports of this host; empty for all.
     pub local_ports: Vec<u16>,
+    /// Only connections to these addresses of this host; empty for all.
+    pub local_addresses: Vec<IpAddr>,
     pub spared: Arc<Spared>,
 }
 
@@ -75,7 +77,10 @@ impl Closing {
                 canonical(flow.remote) == socket.remote && canonical(flow.local) == socket.local
             }
         };
-        let in_scope = self.local_ports.is_empty() || self.local_ports.contains(&port);
+        let local = socket.local.ip();
+        let in_scope = (self.local_ports.is_empty() || self.local_ports.contains(&port))
+            && (self.local_addresses.is_empty()
+                || self.local_addresses.iter().any(|ip| ip.to_canonical() == local));
         matches && in_scope && !spared()
     }
 
@@ -240,6 +245,7 @@ mod tests {
                 remote: remote.parse().unwrap(),
             }),
             local_ports: Vec::new(),
+            local_addresses: Vec::new(),
             spared: Arc::default(),
         };
         let v4 = closing("192.0.2.1:443", "192.0.2.2:4711");

@@ -9,6 +9,8 @@
 //! {"v":1,"command":"status"}
 //! {"v":1,"command":"blocks"}
 //! {"v":1,"command":"block","target":"203.0.113.7","ttl_s":600,"reason":"ticket 4711"}
+//! {"v":1,"command":"block","target":"198.51.100.0/24","action":"rate_limit","service":"shop",
+//!  "rate":{"per_s":50,"burst":100,"unit":"connections","each":{"client":{"v4":32,"v6":64}}}}
 //! {"v":1,"command":"unblock","target":"203.0.113.7"}
 //! {"v":1,"command":"allow_list"}
 //! {"v":1,"command":"allow_add","target":"198.51.100.0/24"}
@@ -19,7 +21,13 @@
 //! {"v":1,"command":"reload"}
 //! ```
 //!
-//! `ttl_s` and `reason` may be left out; without `ttl_s` a block holds until it is lifted.
+//! A target is an address, a network, a JA4, a network and a JA4 (`198.51.100.0/24 with
+//! t13d1516h2_8daaf6152771_e5627efa2ab1`) or a flow (`203.0.113.7:50000>192.0.2.1:443`, with
+//! `/udp` behind one of UDP). The action is `drop` without the key, or `rate_limit`, which has a
+//! `rate`, `deceive` or `count`. `ttl_s`, `reason` and `service` may be left out; without `ttl_s` a
+//! block holds until it is lifted, without `service` on all ports. An `unblock` lifts all blocks of
+//! the target that are of its `action` and `service`, where it has them.
+//!
 //! Unknown keys are refused, so that a misspelt one cannot change what a command means.
 //! Answers have `v` and `result` with the fields of [`Response`]; a command that failed gets
 //! `{"v":1,"result":"error","kind":"refused","message":"…"}`. A line that cannot be read gets
@@ -31,7 +39,7 @@ mod client;
 mod server;
 mod socket;
 
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -40,6 +48,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::decision::Decision;
+use crate::enforce::{Effect, Kind, Rate, Target, parse_network};
 
 use super::snapshot::Snapshot;
 
@@ -60,8 +69,15 @@ pub enum Request {
     Status,
     Blocks,
     Block {
-        #[serde(deserialize_with = "target")]
-        target: IpNet,
+        target: Target,
+        #[serde(default)]
+        action: BlockAction,
+        /// Of [`BlockAction::RateLimit`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate: Option<Rate>,
+        /// Only on its ports and addresses.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Arc<str>>,
         /// `None`: until it is lifted.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ttl_s: Option<u64>,
@@ -69,8 +85,11 @@ pub enum Request {
         reason: Option<String>,
     },
     Unblock {
-        #[serde(deserialize_with = "target")]
-        target: IpNet,
+        target: Target,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        action: Option<BlockAction>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Arc<str>>,
     },
     AllowList,
     /// Until the agent stops; for longer it belongs in the configuration.
@@ -116,6 +135,50 @@ impl Request {
     }
 }
 
+/// What becomes of the packets of a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockAction {
+    #[default]
+    Drop,
+    RateLimit,
+    Deceive,
+    Count,
+}
+
+impl BlockAction {
+    /// `None` for a limit without a rate, and for a rate without a limit.
+    pub const fn effect(self, rate: Option<Rate>) -> Option<Effect> {
+        match (self, rate) {
+            (Self::Drop, None) => Some(Effect::Drop),
+            (Self::RateLimit, Some(rate)) => Some(Effect::Limit(rate)),
+            (Self::Deceive, None) => Some(Effect::Steer),
+            (Self::Count, None) => Some(Effect::Count),
+            (Self::Drop | Self::Deceive | Self::Count, Some(_)) | (Self::RateLimit, None) => None,
+        }
+    }
+
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Drop => Kind::Drop,
+            Self::RateLimit => Kind::Limit,
+            Self::Deceive => Kind::Steer,
+            Self::Count => Kind::Count,
+        }
+    }
+}
+
+impl From<Kind> for BlockAction {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Drop => Self::Drop,
+            Kind::Limit => Self::RateLimit,
+            Kind::Steer => Self::Deceive,
+            Kind::Count => Self::Count,
+        }
+    }
+}
+
 /// The agent's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
@@ -130,7 +193,7 @@ pub enum Response {
         block: BlockInfo,
     },
     Unblocked {
-        target: IpNet,
+        target: Target,
     },
     /// The allow list, after the change if one was asked for.
     Allowed {
@@ -175,7 +238,11 @@ pub enum ErrorKind {
 /// A block in force.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockInfo {
-    pub target: IpNet,
+    pub target: Target,
+    pub action: BlockAction,
+    pub rate: Option<Rate>,
+    /// On whose ports and addresses alone it holds.
+    pub service: Option<Arc<str>>,
     /// Seconds; `None`: until it is lifted.
     pub remaining_s: Option<u64>,
     /// The id of the decision behind it.
@@ -186,8 +253,12 @@ pub struct BlockInfo {
     /// Counts packets and lets them pass.
     pub count_only: bool,
     pub packets: u64,
-    /// From the network header on.
+    /// With the link header.
     pub bytes: u64,
+    /// Packets beyond the rate, which were dropped.
+    pub exceeded: u64,
+    /// Packets that passed because there was no room left to remember their client.
+    pub no_room: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,39 +340,8 @@ pub async fn ask(
     }
 }
 
-/// Reads an address or a network, `203.0.113.7` or `2001:db8::/64`. IPv4-mapped addresses
-/// become IPv4.
-///
-/// # Errors
-/// With a sentence for people, when it is neither or has bits set past its prefix.
-pub fn parse_target(text: &str) -> Result<IpNet, String> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(IpNet::from(ip.to_canonical()));
-    }
-    let net: IpNet = text
-        .parse()
-        .map_err(|_| format!("`{text}` is neither an IP address nor a network in CIDR notation"))?;
-    if net.trunc() != net {
-        return Err(format!(
-            "`{text}` has bits set past its prefix: `{}` is the network",
-            net.trunc()
-        ));
-    }
-    Ok(canonical(net))
-}
-
-/// An IPv4-mapped network (RFC 4291, section 2.5.5.2) as an IPv4 one.
-fn canonical(net: IpNet) -> IpNet {
-    let v4 = match net.addr() {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped(),
-        IpAddr::V4(_) => None,
-    };
-    let mapped = v4.zip(net.prefix_len().checked_sub(96));
-    mapped.and_then(|(v4, len)| IpNet::new(v4.into(), len).ok()).unwrap_or(net)
-}
-
 fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
-    parse_target(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    parse_network(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }
 
 /// Reads one line of the protocol.

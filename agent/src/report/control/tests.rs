@@ -61,9 +61,12 @@ fn pipeline() -> mpsc::Sender<Call> {
     calls
 }
 
-fn block(target: IpNet, remaining_s: Option<u64>, uid: Option<u32>) -> BlockInfo {
+fn block(target: Target, remaining_s: Option<u64>, uid: Option<u32>) -> BlockInfo {
     BlockInfo {
         target,
+        action: BlockAction::Drop,
+        rate: None,
+        service: None,
         remaining_s,
         id: "5".into(),
         detector: Some("operator".into()),
@@ -71,6 +74,8 @@ fn block(target: IpNet, remaining_s: Option<u64>, uid: Option<u32>) -> BlockInfo
         count_only: false,
         packets: 0,
         bytes: 0,
+        exceeded: 0,
+        no_room: 0,
     }
 }
 
@@ -90,14 +95,29 @@ fn raw(path: &Path, lines: &[&str]) -> Vec<Value> {
 
 #[test]
 fn every_request_reads_back() {
-    let target = "2001:db8::/64".parse().expect("a network");
+    let target: IpNet = "2001:db8::/64".parse().expect("a network");
+    let order = |action, rate, service: Option<&str>, ttl_s, reason: Option<&str>| Request::Block {
+        target: target.into(),
+        action,
+        rate,
+        service: service.map(Into::into),
+        ttl_s,
+        reason: reason.map(Into::into),
+    };
+    let speed: crate::enforce::Speed = "10/s".parse().expect("a rate");
     let requests = [
         Request::Ping,
         Request::Status,
         Request::Blocks,
-        Request::Block { target, ttl_s: Some(600), reason: Some("r".into()) },
-        Request::Block { target, ttl_s: None, reason: None },
-        Request::Unblock { target },
+        order(BlockAction::Drop, None, None, Some(600), Some("r")),
+        order(BlockAction::Deceive, None, Some("shop"), None, None),
+        order(BlockAction::RateLimit, Some(speed.rate(Some(5), true)), None, None, None),
+        Request::Unblock { target: target.into(), action: None, service: None },
+        Request::Unblock {
+            target: "203.0.113.7:1>192.0.2.1:443".parse().expect("a flow"),
+            action: Some(BlockAction::Count),
+            service: Some("shop".into()),
+        },
         Request::AllowList,
         Request::AllowAdd { target },
         Request::AllowRemove { target },
@@ -145,7 +165,7 @@ fn targets_are_canonical() {
         ("2001:db8::/64", "2001:db8::/64"),
     ];
     for (text, net) in table {
-        assert_eq!(parse_target(text).map(|net| net.to_string()).as_deref(), Ok(net), "{text}");
+        assert_eq!(parse_network(text).map(|net| net.to_string()).as_deref(), Ok(net), "{text}");
     }
 }
 
@@ -159,7 +179,14 @@ async fn client_and_server_understand_each_other() {
         [
             Request::Ping,
             Request::Status,
-            Request::Block { target, ttl_s: Some(60), reason: None },
+            Request::Block {
+                target,
+                action: BlockAction::Drop,
+                rate: None,
+                service: None,
+                ttl_s: Some(60),
+                reason: None,
+            },
             Request::Reload,
         ]
         .map(|request| client.call(&request).expect("answers"))

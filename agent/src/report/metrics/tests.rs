@@ -1,7 +1,7 @@
 use super::*;
 use crate::decision::Mode;
 use crate::report::snapshot::{
-    Blocks as BlocksOf, Decoy, EventLogCount, Interface, Lost, Packets as PacketsOf,
+    Blocks as BlocksOf, Decoy, EventLogCount, Interface, List, Lost, Packets as PacketsOf,
     Reloads as ReloadsOf, Snapshot, Sockets,
 };
 
@@ -11,6 +11,9 @@ fn snapshot() -> Snapshot {
     of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
     of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
     of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
+    of.rules.insert("rate_limit".into(), 2);
+    of.limit_exceeded = 31;
+    of.lists = vec![List { name: "bad-hosts".into(), networks: 1_000, bad_lines: 3 }];
     of.answers.insert("reset".into(), 6);
     of.sockets = Sockets { closed: 17, failed: 1 };
     of.decoy = Decoy {

@@ -22,6 +22,7 @@ mod lists;
 pub mod pipeline;
 pub mod replay;
 pub mod report;
+pub mod rule;
 pub mod runtime;
 pub mod time;
 pub mod transaction;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use crate::enforce::parse_network;
+use crate::rule::parse_network;
 
 /// Longest line that is read, in bytes; a longer one can't be read.
 const MAX_LINE: usize = 4_096;

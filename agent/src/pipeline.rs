@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::decide::{self, Decider, HostGuards, Lifted, Order, Refused, Which};
 use crate::decision::{Decision, Subject};
 use crate::detect::{self, Detectors};
-use crate::enforce::RuleName;
 use crate::finding::Finding;
+use crate::rule::RuleName;
 use crate::time::Timestamp;
 use crate::transaction::Transaction;
 

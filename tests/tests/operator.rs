@@ -98,8 +98,8 @@ fn what_cannot_be_blocked_is_refused_with_a_sentence() {
     let scene = Scene::new(PREFIX, 1).expect("a scene");
     let agent = scene.agent("").expect("the agent");
     for (target, exit, sentence) in [
-        ("198.51.100.0/24", 1, "only single addresses and IPv6 /64 networks can be"),
-        ("2001:db8::/48", 1, "only single addresses and IPv6 /64 networks can be"),
+        ("127.0.0.0/16", 1, "127.0.0.0/8 is this host's loopback"),
+        ("203.0.113.7 with Firefox", 2, "is no JA4"),
         ("198.51.100.7/24", 2, "has bits set past its prefix"),
         ("example.org", 2, "neither an IP address nor a network"),
     ] {

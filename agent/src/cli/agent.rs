@@ -9,11 +9,11 @@ use super::config_file;
 use super::failure::Failure;
 use super::output::{self, Table};
 use crate::decision::Decision;
-use crate::enforce::Target;
 use crate::report::control::{
     AllowInfo, AllowOrigin, BlockAction, BlockInfo, Client, ErrorKind, Request, Response,
 };
 use crate::report::snapshot::Snapshot;
+use crate::rule::Target;
 use crate::time::Timestamp;
 
 pub fn status(global: &Global) -> Result<(), Failure> {
@@ -236,8 +236,17 @@ fn blocks_text(blocks: &[BlockInfo]) -> String {
         return "no blocks in force\n".to_owned();
     }
     let mut table = Table::new([
-        "TARGET", "ACTION", "SERVICE", "RATE", "EXCEEDED", "PACKETS", "BYTES", "REMAINING", "ID",
-        "DETECTOR", "REASON",
+        "TARGET",
+        "ACTION",
+        "SERVICE",
+        "RATE",
+        "EXCEEDED",
+        "PACKETS",
+        "BYTES",
+        "REMAINING",
+        "ID",
+        "DETECTOR",
+        "REASON",
     ]);
     for block in blocks {
         let remaining = block.remaining_s.map_or_else(|| "no end".to_owned(), output::duration);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::enforce::{Rate, Speed, Target as BlockTarget, parse_ja4, parse_network};
 use crate::report::control::BlockAction;
+use crate::rule::{Rate, Speed, Target as BlockTarget, parse_ja4, parse_network};
 
 pub const DEFAULT_CONFIG: &str = "/etc/portcullis/portcullis.toml";
 

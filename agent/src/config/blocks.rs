@@ -9,7 +9,7 @@ use super::section::{Place, Section, key};
 use super::types::{Config, ListFile, StaticBlock, net_covers};
 use super::words::{BLOCK_TARGET, JA4, PATH, RATE, SERVICE_NAME, TEXT, network_text};
 use crate::decision::Subject;
-use crate::enforce::{Effect, Kind, RuleName, Speed, Target};
+use crate::rule::{Effect, Kind, RuleName, Speed, Target};
 
 const ACTION: Choice<Kind> = Choice(&[
     ("drop", Kind::Drop),
@@ -52,8 +52,7 @@ fn block(s: &mut Section) -> Option<(StaticBlock, BlockPlace)> {
     let (target, target_place) = target(s);
     let mut service = None;
     let doc = "Blocked only on the ports and addresses of this service.";
-    let service_place =
-        s.value(key("block.service", doc), &OrAbsent(SERVICE_NAME), &mut service);
+    let service_place = s.value(key("block.service", doc), &OrAbsent(SERVICE_NAME), &mut service);
     let mut action = Kind::Drop;
     let doc = "Whether the packets are dropped, limited, or counted, or new connections go to the \
                decoy.";
@@ -69,8 +68,7 @@ fn block(s: &mut Section) -> Option<(StaticBlock, BlockPlace)> {
         Kind::Limit => limit?,
     };
     let service = service.map(Arc::from);
-    let places =
-        BlockPlace { target: target_place, action: action_place, service: service_place };
+    let places = BlockPlace { target: target_place, action: action_place, service: service_place };
     Some((StaticBlock { target: target?, effect, service, reason }, places))
 }
 
@@ -84,9 +82,7 @@ fn target(s: &mut Section) -> (Option<Target>, Place) {
                that have it.";
     let ja4_place = s.value(key("block.ja4", doc), &OrAbsent(JA4), &mut ja4);
     match (target, ja4) {
-        (Some(Target::Network(net)), Some(ja4)) => {
-            (Some(Target::Conjunction(net, ja4)), place)
-        }
+        (Some(Target::Network(net)), Some(ja4)) => (Some(Target::Conjunction(net, ja4)), place),
         (Some(Target::Fingerprint(_)), Some(_)) => {
             let message = "is given beside a target that is a JA4 itself".to_owned();
             s.conflict(&[&ja4_place, &place], message);
@@ -97,7 +93,10 @@ fn target(s: &mut Section) -> (Option<Target>, Place) {
         (None, None) => {
             let (sound, ja4_sound) = (!place.is_wrong(), !ja4_place.is_wrong());
             if sound && ja4_sound {
-                s.missing(&place, "is missing, and so is ja4: one of them must be there".to_owned());
+                s.missing(
+                    &place,
+                    "is missing, and so is ja4: one of them must be there".to_owned(),
+                );
             }
             (None, place)
         }
@@ -124,7 +123,8 @@ fn limit(s: &mut Section, action: Kind, action_place: &Place) -> Option<Effect> 
         }
         return rate.map(|rate| Effect::Limit(rate.rate(burst, each)));
     }
-    let given = [(&rate_place, rate.is_some()), (&burst_place, burst.is_some()), (&each_place, each)];
+    let given =
+        [(&rate_place, rate.is_some()), (&burst_place, burst.is_some()), (&each_place, each)];
     for (place, _) in given.into_iter().filter(|(_, given)| *given) {
         let message = "is for the action \"rate_limit\" alone".to_owned();
         s.conflict(&[place, action_place], message);
@@ -192,9 +192,10 @@ pub(super) fn check_against_guards(
         for (block, place) in config.blocked.iter().zip(places) {
             let subject = Subject::from(block.target.clone());
             let Some(target) = subject.addresses() else { continue };
-            let covers =
-                |net: &ipnet::IpNet| net.contains(&target)
-                    || net_covers(net, target.addr()) && net_covers(net, target.broadcast());
+            let covers = |net: &ipnet::IpNet| {
+                net.contains(&target)
+                    || net_covers(net, target.addr()) && net_covers(net, target.broadcast())
+            };
             let hit = nets.iter().zip(&guard_places.entries).find(|(net, _)| covers(net));
             let Some((net, guard)) = hit else { continue };
             let (line, guard_line) = (top.line_of(&place.target), top.line_of(guard));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::decision::Mode;
-use crate::enforce::Kind as Reaction;
+use crate::rule::Kind as Reaction;
 
 use super::blocks::{self, BlockPlace};
 use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration};
@@ -153,12 +153,7 @@ fn guards(s: &mut Section, guards: &mut Guards) -> Guarded {
 }
 
 /// Refuses to send to the decoy where there is none.
-fn check_deceiving(
-    top: &mut Section,
-    config: &Config,
-    action: Option<Place>,
-    services: &[Place],
-) {
+fn check_deceiving(top: &mut Section, config: &Config, action: Option<Place>, services: &[Place]) {
     let all = action.map(|place| (Some(config.decide.action), place));
     let each = config.services.iter().map(|service| service.action).zip(services.iter().cloned());
     let deceiving = all.into_iter().chain(each);
@@ -187,7 +182,9 @@ fn check_room_in_maps(
         top.conflict(&[&allow.list, &trusted_proxies.list], message);
     }
     let blocked = config.blocked.len();
-    if let (Some(first), true) = (blocks::first(targets), exceeds(blocked, config.kernel.max_blocks)) {
+    if let (Some(first), true) =
+        (blocks::first(targets), exceeds(blocked, config.kernel.max_blocks))
+    {
         let message = format!(
             "{blocked} targets are blocked, but kernel.max_blocks is {}",
             config.kernel.max_blocks

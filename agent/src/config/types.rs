@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use portcullis_common::names::capacity;
 
 use crate::decision::{Action, Mode, Scope};
-use crate::enforce::{Effect, Kind, Rate, RuleName, Speed, Target};
+use crate::rule::{Effect, Kind, Rate, RuleName, Speed, Target};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -308,7 +308,7 @@ impl Default for Config {
             },
             decide: Decide {
                 action: Kind::Drop,
-                rate: Speed { unit: crate::enforce::Unit::Packets, per_s: 100 },
+                rate: Speed { unit: crate::rule::Unit::Packets, per_s: 100 },
                 ttl: Duration::from_secs(600),
                 escalation: 4.0,
                 max_ttl: Duration::from_secs(7 * 24 * 3600),

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::kinds::Word;
 use super::types::DecoyListener;
-use crate::enforce::{Speed, Target, parse_ja4};
+use crate::rule::{Speed, Target, parse_ja4};
 
 /// `IFNAMSIZ` of Linux without the closing zero byte.
 const LONGEST_INTERFACE_NAME: usize = 15;
@@ -201,8 +201,14 @@ pub(super) const RATE: Word<Speed> = Word {
     repetition_is_wrong: true,
 };
 
+/// Whether not all of its addresses are such that no client has them.
 fn may_be_clients(net: &IpNet) -> bool {
-    !crate::decide::always_guarded().any(|guarded| guarded.contains(net))
+    let all = |test: fn(IpAddr) -> bool| test(net.network()) && test(net.broadcast());
+    let is_broadcast = |ip| matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(all(|ip| ip.is_unspecified())
+        || all(|ip| ip.is_loopback())
+        || all(|ip| ip.is_multicast())
+        || all(is_broadcast))
 }
 
 /// IPv4-mapped networks are taken for the IPv4 networks they stand for.

@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::decision::{Action, Decision, Lift, LiftAction, Mode, Origin, Scope, Subject};
-use crate::enforce::{Block, Effect, Kind, Rate, RuleName, Target};
 use crate::finding::Finding;
+use crate::rule::{Block, Effect, Kind, Rate, RuleName, Target};
 use crate::time::Timestamp;
 
 mod book;
@@ -54,7 +54,11 @@ pub enum Which<'a> {
     Id(&'a str),
     Subject(&'a Subject),
     /// Those on a subject that are carried out by rules of a kind, or for a service.
-    Rules { subject: &'a Subject, kind: Option<Kind>, service: Option<&'a str> },
+    Rules {
+        subject: &'a Subject,
+        kind: Option<Kind>,
+        service: Option<&'a str>,
+    },
 }
 
 /// Why there is no block.
@@ -317,7 +321,8 @@ impl Decider {
                     let rule = held.rule();
                     rule.is_some_and(|rule| {
                         kind.is_none_or(|kind| kind == rule.kind)
-                            && service.is_none_or(|service| rule.service.as_deref() == Some(service))
+                            && service
+                                .is_none_or(|service| rule.service.as_deref() == Some(service))
                     })
                 }),
             });

@@ -319,7 +319,10 @@ fn operators_block_within_the_guards() {
         ("198.51.100.3/32", "198.51.100.3 can't be blocked: 198.51.100.0/24 is on the allow list"),
         ("192.0.2.1/32", "192.0.2.1 can't be blocked: 192.0.2.1 is this host's gateway"),
         ("127.0.0.0/16", "127.0.0.0/16 can't be blocked: 127.0.0.0/8 is this host's loopback"),
-        ("198.51.100.0/25", "198.51.100.0/25 can't be blocked: 198.51.100.0/24 is on the allow list"),
+        (
+            "198.51.100.0/25",
+            "198.51.100.0/25 can't be blocked: 198.51.100.0/24 is on the allow list",
+        ),
     ] {
         assert_eq!(block(target, None), Err(sentence.to_owned()));
     }
@@ -429,8 +432,7 @@ fn a_restarted_agent_takes_over() {
     );
     decider.restore(over, at(0.0)).unwrap();
     assert_eq!(decider.in_force().filter(|d| d.id.ends_with('1')).count(), 0);
-    let guarded =
-        found("192.0.2.1/32".parse().unwrap(), 2, remaining, Origin::Automatic, at(0.0));
+    let guarded = found("192.0.2.1/32".parse().unwrap(), 2, remaining, Origin::Automatic, at(0.0));
     assert!(matches!(decider.restore(guarded, at(0.0)), Err(Refused::Guarded { .. })));
 }
 
@@ -579,7 +581,9 @@ fn operators_block_around_the_guards() {
     let ja4: Target = "t13d1516h2_8daaf6152771_e5627efa2ab1".parse().unwrap();
     let decision = decider.operator_block(&Order::drop(ja4.clone()), "by hand", at(0.0)).unwrap();
     assert_eq!((decision.subject.target(), decision.subject.network()), (Some(ja4), None));
-    for target in ["10.1.0.0/16 with t13d1516h2_8daaf6152771_e5627efa2ab1", "10.1.1.1:5>192.0.2.10:443"] {
+    for target in
+        ["10.1.0.0/16 with t13d1516h2_8daaf6152771_e5627efa2ab1", "10.1.1.1:5>192.0.2.10:443"]
+    {
         let order = Order::drop(target.parse::<Target>().unwrap());
         let refused = decider.operator_block(&order, "by hand", at(0.0)).unwrap_err().to_string();
         let sentence = format!("{target} can't be blocked: 10.0.0.0/8 is a trusted proxy");
@@ -597,7 +601,7 @@ fn free() -> Target {
 #[test]
 fn a_target_has_blocks_of_different_kinds_and_services() {
     let mut decider = decider(config());
-    let speed: crate::enforce::Speed = "10/s".parse().unwrap();
+    let speed: crate::rule::Speed = "10/s".parse().unwrap();
     let everywhere = Order::drop(free());
     let of_shop = Order { service: Some("shop".into()), ..everywhere.clone() };
     let limited = Order { effect: Effect::Limit(speed.rate(None, true)), ..everywhere.clone() };
@@ -649,7 +653,7 @@ fn the_configuration_says_what_becomes_of_offenders() {
 #[test]
 fn all_kinds_of_rules_are_taken_over() {
     let mut decider = decider(config());
-    let speed: crate::enforce::Speed = "10/s".parse().unwrap();
+    let speed: crate::rule::Speed = "10/s".parse().unwrap();
     let block = |target: &str, effect, rule_id| Block {
         target: target.parse().unwrap(),
         effect,

@@ -15,8 +15,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::decision::{Decision, Lift, Mode};
-use crate::enforce::Target;
 use crate::finding::Finding;
+use crate::rule::Target;
 use crate::time::Timestamp;
 
 use super::snapshot::EventLogCount;

@@ -56,6 +56,13 @@ use Family::*;
 /// Name, help and labels of a family.
 type About = (&'static str, &'static str, &'static [&'static str]);
 
+const BLOCK_RESERVE: About = (
+    "portcullis_blocks_operator_reserve",
+    "Part of the capacity that only operators may use.",
+    &[],
+);
+const BLOCK_FAILURES: About =
+    ("portcullis_block_failures_total", "Blocks that could not be written to the kernel.", &[]);
 const RULES: About = ("portcullis_rules", "Blocks in force by what they do.", &["action"]);
 const LIMIT_EXCEEDED: About = (
     "portcullis_limit_exceeded_packets",
@@ -163,16 +170,8 @@ impl Family {
             ),
             Blocks => ("portcullis_blocks", "Blocks in force.", &[]),
             BlockCapacity => ("portcullis_blocks_capacity", "Blocks that there is room for.", &[]),
-            BlockReserve => (
-                "portcullis_blocks_operator_reserve",
-                "Part of the capacity that only operators may use.",
-                &[],
-            ),
-            BlockFailures => (
-                "portcullis_block_failures_total",
-                "Blocks that could not be written to the kernel.",
-                &[],
-            ),
+            BlockReserve => BLOCK_RESERVE,
+            BlockFailures => BLOCK_FAILURES,
             Rules => RULES,
             LimitExceeded => LIMIT_EXCEEDED,
             ListNetworks => LIST_NETWORKS,

@@ -10,7 +10,7 @@ use portcullis_common::policy::{PacketCount, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Mode;
-use crate::enforce::Kind;
+use crate::rule::Kind;
 
 /// A name from a fixed table: a reason, a loss, a detector. Never a value from traffic, for
 /// each becomes the value of a metric's label.

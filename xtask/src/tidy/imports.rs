@@ -7,7 +7,7 @@ use super::source::Source;
 use super::tokens::{self, NamedPath};
 
 /// Plain data, which may know only other plain data.
-const DATA: [&str; 5] = ["config", "decision", "finding", "time", "transaction"];
+const DATA: [&str; 6] = ["config", "decision", "finding", "rule", "time", "transaction"];
 
 /// What each room of the pipeline may use beside itself.
 const PIPELINE: [(&str, &[&str]); 6] = [
@@ -15,7 +15,7 @@ const PIPELINE: [(&str, &[&str]); 6] = [
     ("flow", &["config", "time"]),
     ("http", &["config", "flow", "time", "transaction"]),
     ("detect", &["config", "decision", "finding", "time", "transaction"]),
-    ("decide", &["config", "decision", "finding", "time"]),
+    ("decide", &["config", "decision", "finding", "rule", "time"]),
     (
         "pipeline",
         &[
@@ -26,6 +26,7 @@ const PIPELINE: [(&str, &[&str]); 6] = [
             "finding",
             "flow",
             "http",
+            "rule",
             "time",
             "transaction",
         ],

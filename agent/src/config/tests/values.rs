@@ -9,7 +9,7 @@ use super::super::{
 };
 use super::{good, warnings};
 use crate::decision::{Action, Mode, Scope};
-use crate::enforce::{Each, Effect, Kind, Rate, Unit};
+use crate::rule::{Each, Effect, Kind, Rate, Unit};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -250,8 +250,7 @@ fn blocks_have_every_target_and_action() {
     let bytes = Rate { unit: Unit::Bytes, per_s: 10 << 20, burst: 4_096, each: Each::Target };
     let effects: Vec<_> = blocked.iter().map(|block| block.effect).collect();
     let limits = [connections, bytes].map(Effect::Limit);
-    let expected =
-        [Effect::Drop, Effect::Drop, limits[0], Effect::Steer, Effect::Count, limits[1]];
+    let expected = [Effect::Drop, Effect::Drop, limits[0], Effect::Steer, Effect::Count, limits[1]];
     assert_eq!(effects, expected);
     assert_eq!(blocked[2].service.as_deref(), Some("shop"));
 }

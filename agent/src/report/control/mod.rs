@@ -48,7 +48,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::decision::Decision;
-use crate::enforce::{Effect, Kind, Rate, Target, parse_network};
+use crate::rule::{Effect, Kind, Rate, Target, parse_network};
 
 use super::snapshot::Snapshot;
 

@@ -104,7 +104,7 @@ fn every_request_reads_back() {
         ttl_s,
         reason: reason.map(Into::into),
     };
-    let speed: crate::enforce::Speed = "10/s".parse().expect("a rate");
+    let speed: crate::rule::Speed = "10/s".parse().expect("a rate");
     let requests = [
         Request::Ping,
         Request::Status,

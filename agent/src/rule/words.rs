@@ -202,9 +202,8 @@ impl FromStr for Speed {
 
     /// Reads `100/s` (packets), `100 packets/s`, `50 connections/s`, or bytes as in `10MiB/s`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("`{text}` is no rate, as in 100/s (packets), 50 connections/s or 10MiB/s")
-        };
+        let wrong =
+            || format!("`{text}` is no rate, as in 100/s (packets), 50 connections/s or 10MiB/s");
         let amount = text.strip_suffix("/s").ok_or_else(wrong)?.trim();
         let end = amount.find(|c: char| !c.is_ascii_digit()).unwrap_or(amount.len());
         let (number, unit) = amount.split_at_checked(end).ok_or_else(wrong)?;

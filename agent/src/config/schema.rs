@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::decision::Mode;
 
 use super::blocks;
+use super::interfaces;
 use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration};
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
@@ -40,8 +41,10 @@ const WINDOW: Span = Span { min: SECOND, max: DAY };
 pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
     let doc = "Whether decisions are carried out or only logged.";
     top.value(key("mode", doc), &MODE, &mut config.mode);
-    let doc = "Network interfaces on which packets are dropped.";
-    let interfaces = top.list(fixed("interfaces", doc), &INTERFACE, &mut config.interfaces);
+    let doc = "Network interfaces on which packets are dropped, now there or later.";
+    let list = top.list(key("interfaces", doc), &INTERFACE, &mut config.interfaces);
+    warn_of_exclusions_alone(top, &list, &config.interfaces);
+    interfaces::read(top, &mut config.namespaces);
     let targets = blocks::read(top, &mut config.blocked);
     top.table("kernel", |s| kernel(s, &mut config.kernel));
     top.table("capture", |s| capture(s, &mut config.capture));
@@ -57,7 +60,14 @@ pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
         blocks::check_against_guards(top, &config.blocked, &targets, &config.guards, &guarded);
         check_room_in_maps(top, config, &targets, &guarded);
     }
-    interfaces
+    list
+}
+
+fn warn_of_exclusions_alone(top: &mut Section, list: &ListPlace, interfaces: &[String]) {
+    if !interfaces.is_empty() && interfaces.iter().all(|entry| entry.starts_with('!')) {
+        let message = "only leaves interfaces out: write \"*\" for all others".to_owned();
+        top.warn(&list.list, message);
+    }
 }
 
 fn kernel(s: &mut Section, kernel: &mut Kernel) {

@@ -13,8 +13,11 @@ use crate::decision::Mode;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub mode: Mode,
-    /// Where packets are dropped. Never empty for `run`; empty is allowed for `replay`.
+    /// Where packets are dropped, as [`selects`](super::selects) takes them. Empty is allowed for
+    /// `replay`, and beside `namespaces`.
     pub interfaces: Vec<String>,
+    /// Other network namespaces than the agent's, in which packets are dropped too.
+    pub namespaces: Vec<NetNamespace>,
     /// Permanent blocks of the operator, applied at start and at every reload.
     pub blocked: Vec<StaticBlock>,
     pub kernel: Kernel,
@@ -26,6 +29,14 @@ pub struct Config {
     pub enforce: Enforce,
     pub decoy: Decoy,
     pub report: Report,
+}
+
+/// Interfaces of another network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetNamespace {
+    pub path: PathBuf,
+    /// Never empty.
+    pub interfaces: Vec<String>,
 }
 
 /// A block that holds for as long as the configuration names it.
@@ -231,6 +242,7 @@ impl Default for Config {
         Self {
             mode: Mode::Enforce,
             interfaces: Vec::new(),
+            namespaces: Vec::new(),
             blocked: Vec::new(),
             kernel: Kernel {
                 attach: Attach::Auto,

@@ -18,6 +18,8 @@ enum Family {
     BuildInfo,
     Uptime,
     Interfaces,
+    InterfacesWaiting,
+    InterfaceChanges,
     Packets,
     Bytes,
     Blocks,
@@ -88,10 +90,12 @@ const TARPIT_BYTES: About =
     ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
 
 impl Family {
-    const ALL: [Family; 30] = [
+    const ALL: [Family; 32] = [
         BuildInfo,
         Uptime,
         Interfaces,
+        InterfacesWaiting,
+        InterfaceChanges,
         Packets,
         Bytes,
         Blocks,
@@ -128,7 +132,17 @@ impl Family {
             Interfaces => (
                 "portcullis_interface_attached",
                 "Interfaces whose packets are checked.",
-                &["interface", "hook"],
+                &["interface", "hook", "namespace"],
+            ),
+            InterfacesWaiting => (
+                "portcullis_interfaces_waiting",
+                "Configured interfaces that are not there, or could not be attached to.",
+                &[],
+            ),
+            InterfaceChanges => (
+                "portcullis_interface_changes_total",
+                "Programs attached to interfaces and taken off, and failures to attach.",
+                &["change"],
             ),
             Packets => (
                 "portcullis_packets_total",
@@ -216,9 +230,17 @@ impl Family {
             Uptime => vec![Sample::new([], of.uptime_s)],
             Interfaces => {
                 let sample = |i: &super::snapshot::Interface| {
-                    Sample::new([i.name.as_str(), i.hook.as_ref()], 1.0)
+                    let namespace = i.namespace.as_deref().unwrap_or_default();
+                    Sample::new([i.name.as_str(), i.hook.as_ref(), namespace], 1.0)
                 };
                 of.interfaces.iter().map(sample).collect()
+            }
+            InterfacesWaiting => count(of.waiting.len() as u64),
+            InterfaceChanges => {
+                let of = of.interface_changes;
+                [("attached", of.attached), ("detached", of.detached), ("failed", of.failed)]
+                    .map(|(change, count)| Sample::new([change], count as f64))
+                    .into()
             }
             Packets => by_name(&of.packets, |count| count.packets),
             Bytes => by_name(&of.packets, |count| count.bytes),

@@ -9,6 +9,7 @@ use super::policy::by_operator;
 use crate::config::{self, Config, Purpose};
 use crate::decide::{Which, subject_of};
 use crate::enforce::{EnforceError, PolicyMaps};
+use crate::kernel::Scope;
 use crate::report::event_log::Event;
 
 impl<P: PolicyMaps> Core<P> {
@@ -50,6 +51,9 @@ impl<P: PolicyMaps> Core<P> {
         let mut config = loaded.config;
         keep_fixed(&mut config, &self.configured);
         self.adopt(config).map_err(|error| error.to_string())?;
+        if let Some(interfaces) = &self.interfaces {
+            interfaces.reconfigure(Scope::all(&self.config));
+        }
         self.unblock_no_longer_configured(&before);
         self.block_configured(&before);
         Ok(warnings)
@@ -96,7 +100,6 @@ impl<P: PolicyMaps> Core<P> {
 
 /// Puts the values that a reload cannot change back to what the agent runs with.
 fn keep_fixed(config: &mut Config, running: &Config) {
-    config.interfaces.clone_from(&running.interfaces);
     config.kernel = running.kernel.clone();
     config.capture.enabled = running.capture.enabled;
     config.capture.libraries.clone_from(&running.capture.libraries);
@@ -119,7 +122,7 @@ mod tests {
 
     /// A configuration in which every key that needs a restart differs from the default.
     const CHANGED: &str = r#"
-        interfaces = ["eth7"]
+        interfaces = ["eth0"]
         [kernel]
         attach = "tc"
         pin_dir = "/sys/fs/bpf/elsewhere"

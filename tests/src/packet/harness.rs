@@ -79,7 +79,7 @@ struct Pins(PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if let Err(error) = kernel::detach(&self.0) {
+        if let Err(error) = kernel::detach(&self.0, &[]) {
             eprintln!("{} is left behind: {error:#}", self.0.display());
         }
     }

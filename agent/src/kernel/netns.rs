@@ -55,7 +55,11 @@ impl Namespace {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_a_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
-                format!("can't enter the network namespace {}", self.path.display())
+                format!(
+                    "can't enter the network namespace {} (it takes CAP_SYS_ADMIN, and \
+                     RestrictNamespaces=net of a systemd unit)",
+                    self.path.display()
+                )
             })?;
             work()
         })

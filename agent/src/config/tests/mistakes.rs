@@ -19,7 +19,7 @@ fn namespaces_are_checked() {
             r#"3:15: namespace[0].interfaces[0]: is "!", but must be the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1""#,
             r#"4:1: namespace[1].path: is missing: must be an absolute path without "..", of at most 60 bytes"#,
             r#"4:1: namespace[1].interfaces: names no network interface: write for example interfaces = ["eth0"]"#,
-            r#"9:8: namespace[2].path: "/a" is the namespace on line 6 already"#,
+            r#"9:8: namespace[3].path: "/a" is the namespace on line 6 already"#,
         ],
     );
     // A namespace is enough.

@@ -13,7 +13,7 @@ use aya::programs::tc::{
 };
 use portcullis_common::names::program;
 use portcullis_tests::agent::Agent;
-use portcullis_tests::bench::xdp::xdp_filter::XdpFilter;
+use portcullis_tests::bench::xdp::xdp_filter::{Mode, XdpFilter};
 use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::packet::harness::Kernel;
 use portcullis_tests::scenario::{SOON, is_cut_off};
@@ -353,7 +353,7 @@ fn beside_another_xdp_program_tc_protects_and_says_why() {
     let lab = Lab::new(PREFIX, 1).expect("a laboratory");
     let server = SocketAddr::new(lab.server().v4().into(), 80);
     let _listener = listen(lab.server(), server);
-    let filter = XdpFilter::load(lab.server()).expect("xdp-filter");
+    let filter = XdpFilter::load(lab.server(), Mode::Generic).expect("xdp-filter");
     let mut agent = Agent::start(&lab, "").expect("the agent");
     let event = agent.wait_for_event(SOON, "the program", about("attach", "eth0")).expect("told");
     assert_eq!(event["hook"], "tcx", "{event}");

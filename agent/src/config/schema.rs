@@ -94,6 +94,9 @@ fn kernel(s: &mut Section, kernel: &mut Kernel) {
                and the host's own addresses, gateways and resolvers.";
     let entries = Integer { min: 64, max: 1_048_576 };
     s.value(fixed("kernel.max_allowed", doc), &entries, &mut kernel.max_allowed);
+    let doc = "Whether the source within a tunnel is judged beside that of the tunnel: IP in IP, \
+               6in4 and GRE, one level deep.";
+    s.value(key("kernel.tunnels", doc), &Flag, &mut kernel.tunnels);
 }
 
 fn capture(s: &mut Section, capture: &mut Capture) {

@@ -48,7 +48,7 @@ pub struct StaticBlock {
     pub reason: Option<String>,
 }
 
-/// What is fixed when the programs are loaded; a reload cannot change it.
+/// Most of it is fixed when the programs are loaded, so that a reload cannot change it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
     /// Where the programs attach.
@@ -59,6 +59,8 @@ pub struct Kernel {
     /// Entries that only operators' blocks may use.
     pub operator_reserve: u32,
     pub max_allowed: u32,
+    /// Judge packets in tunnels beside those that carry them; a reload can change it.
+    pub tunnels: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -250,6 +252,7 @@ impl Default for Config {
                 max_blocks: capacity::BLOCKS,
                 operator_reserve: 4_096,
                 max_allowed: capacity::ALLOW,
+                tunnels: false,
             },
             capture: Capture {
                 enabled: true,

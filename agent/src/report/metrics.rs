@@ -54,6 +54,11 @@ use Family::*;
 /// Name, help and labels of a family.
 type About = (&'static str, &'static str, &'static [&'static str]);
 
+const INTERFACE_CHANGES: About = (
+    "portcullis_interface_changes_total",
+    "Programs attached to interfaces and taken off, and failures to attach.",
+    &["change"],
+);
 const ANSWERS: About = (
     "portcullis_answers_total",
     "Dropped packets by the answer they got, where answers are configured.",
@@ -139,11 +144,7 @@ impl Family {
                 "Configured interfaces that are not there, or could not be attached to.",
                 &[],
             ),
-            InterfaceChanges => (
-                "portcullis_interface_changes_total",
-                "Programs attached to interfaces and taken off, and failures to attach.",
-                &["change"],
-            ),
+            InterfaceChanges => INTERFACE_CHANGES,
             Packets => (
                 "portcullis_packets_total",
                 "Packets checked, by the reason they passed or were dropped for.",

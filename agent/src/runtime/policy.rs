@@ -33,7 +33,8 @@ impl<P: PolicyMaps> Core<P> {
         self.maps.set_allowed(&allowed)?;
         self.spared =
             Arc::new(Spared { networks: allowed, local_ports: guards.failsafe_tcp_ports.clone() });
-        self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)
+        self.maps.set_failsafe(&guards.failsafe_tcp_ports, &guards.failsafe_udp_ports)?;
+        self.maps.set_tunnels(config.kernel.tunnels)
     }
 
     /// The blocks of an earlier run stay in force, except where a guard or the mode now forbids

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::core::{Core, http_settings};
 use super::policy::by_operator;
-use crate::config::{self, Config, Purpose};
+use crate::config::{self, Config, Kernel, Purpose};
 use crate::decide::{Which, subject_of};
 use crate::enforce::{EnforceError, PolicyMaps};
 use crate::kernel::Scope;
@@ -100,7 +100,7 @@ impl<P: PolicyMaps> Core<P> {
 
 /// Puts the values that a reload cannot change back to what the agent runs with.
 fn keep_fixed(config: &mut Config, running: &Config) {
-    config.kernel = running.kernel.clone();
+    config.kernel = Kernel { tunnels: config.kernel.tunnels, ..running.kernel.clone() };
     config.capture.enabled = running.capture.enabled;
     config.capture.libraries.clone_from(&running.capture.libraries);
     config.capture.probe_sites = running.capture.probe_sites;

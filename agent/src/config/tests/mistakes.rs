@@ -71,7 +71,7 @@ fn unknown_keys_are_refused_with_what_was_meant() {
         &[
             r"3:1: kernel.pin-dir: unknown key; did you mean `pin_dir`?",
             r"4:1: kernel.max_block: unknown key; did you mean `max_blocks`?",
-            r"5:1: kernel.foo: unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed",
+            r"5:1: kernel.foo: unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed, tunnels",
         ],
     );
     refuses(
@@ -491,7 +491,7 @@ fn columns_count_characters() {
         "interfaces=['a']\n# ü\n\"ü\" = 1\nkernel = { \"ü\" = 1, attach = 'x' }",
         &[
             r#"3:1: "ü": unknown key; known here: mode, interfaces, namespace, block, kernel, capture, guards, service, detect, decide, enforce, decoy, report"#,
-            r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed"#,
+            r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed, tunnels"#,
             r#"4:30: kernel.attach: is "x", but must be "auto", "xdp-native", "xdp-generic", "tc" or "clsact""#,
         ],
     );

@@ -69,6 +69,8 @@ pub mod program {
     pub const XDP: &str = "portcullis_xdp";
     pub const TC: &str = "portcullis_tc";
     pub const STEER: &str = "portcullis_steer";
+    /// For interfaces whose packets begin with an IP header.
+    pub const TC_L3: &str = "portcullis_tc_l3";
     pub const SSL_ENTER_READ: &str = "ssl_enter_read";
     pub const SSL_ENTER_READ_EX: &str = "ssl_enter_read_ex";
     pub const SSL_ENTER_WRITE: &str = "ssl_enter_write";

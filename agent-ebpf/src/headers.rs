@@ -1,5 +1,5 @@
 //! The header walk: link → VLAN tags → IPv4 or IPv6 with options, extension headers and
-//! fragments → transport. All of it comes before any decision.
+//! fragments → transport or tunnel. All of it comes before any decision.
 
 use core::mem;
 
@@ -24,6 +24,20 @@ const ETH_P_QINQ1: u16 = 0x9100;
 
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+/// IPv4 in IP (RFC 2003, RFC 2473).
+const IPPROTO_IPIP: u8 = 4;
+/// IPv6 in IP (RFC 4213, RFC 2473).
+const IPPROTO_IPV6: u8 = 41;
+const IPPROTO_GRE: u8 = 47;
+
+/// What the first two bytes of a GRE header say (RFC 2784, section 2.1; RFC 2890, section 2).
+mod gre {
+    pub const CHECKSUM: u16 = 0x8000;
+    pub const KEY: u16 = 0x2000;
+    pub const SEQUENCE: u16 = 0x1000;
+    /// Routing, which RFC 2784 took out of RFC 1701, and the version, which is 0.
+    pub const OTHER: u16 = 0x4007;
+}
 
 /// RFC 768.
 const UDP_LEN: usize = 8;
@@ -116,6 +130,35 @@ pub struct Packet {
     pub tcp: Tcp,
     /// Offset in the frame of what a UDP datagram carries; 0 for everything else.
     pub udp_payload_at: u32,
+    pub inner: Inner,
+}
+
+/// Where the headers of a frame begin.
+#[derive(Clone, Copy)]
+pub enum Start {
+    Ethernet,
+    /// With an IP header, if its EtherType is one.
+    Network(u16),
+}
+
+/// An IP packet in a tunnel: its offset in the frame, and whether it is IPv6. In one register,
+/// as [`Port`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Inner(u32);
+
+impl Inner {
+    pub const NONE: Self = Self(0);
+    const V6: u32 = 1 << 16;
+
+    #[inline(always)]
+    fn v4(offset: usize) -> Self {
+        Self(offset as u32)
+    }
+
+    #[inline(always)]
+    fn v6(offset: usize) -> Self {
+        Self(offset as u32 | Self::V6)
+    }
 }
 
 impl Packet {
@@ -215,13 +258,44 @@ impl Network {
     #[inline(always)]
     fn without_transport(self, port: Port) -> Packet {
         let Self { source, destination, .. } = self;
-        Packet { source, destination, port, source_port: 0, tcp: Tcp::NONE, udp_payload_at: 0 }
+        Packet {
+            source,
+            destination,
+            port,
+            source_port: 0,
+            tcp: Tcp::NONE,
+            udp_payload_at: 0,
+            inner: Inner::NONE,
+        }
+    }
+
+    /// A packet that carries another.
+    #[inline(always)]
+    fn with_inner(self, inner: Inner) -> Packet {
+        Packet { inner, ..self.without_transport(Port::NONE) }
     }
 }
 
 /// The packet of a frame, or the reason to pass the frame that has none.
 #[inline(always)]
-pub fn walk(bytes: &impl Bytes) -> Result<Packet, Reason> {
+pub fn walk(bytes: &impl Bytes, start: Start) -> Result<Packet, Reason> {
+    match start {
+        Start::Ethernet => ethernet(bytes),
+        Start::Network(ETH_P_IP) => ipv4(bytes, 0),
+        Start::Network(ETH_P_IPV6) => ipv6(bytes, 0),
+        Start::Network(_) => Err(Reason::PassNotIp),
+    }
+}
+
+/// The packet within a tunnel; [`Reason::PassTruncated`] when not all of its source is there.
+#[inline(always)]
+pub fn walk_inner(bytes: &impl Bytes, Inner(inner): Inner) -> Result<Packet, Reason> {
+    let offset = (inner & (Inner::V6 - 1)) as usize;
+    if inner & Inner::V6 == 0 { ipv4(bytes, offset) } else { ipv6(bytes, offset) }
+}
+
+#[inline(always)]
+fn ethernet(bytes: &impl Bytes) -> Result<Packet, Reason> {
     let mut ethertype = read_u16(bytes, ETHERTYPE_AT).ok_or(Reason::PassTruncated)?;
     let mut offset = ETHERNET_LEN;
     for _ in 0..MAX_VLAN_TAGS {
@@ -331,8 +405,12 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize, network: 
 /// Ports, and for TCP the rest of what is needed: RFC 9293 section 3.1, RFC 768.
 #[inline(always)]
 fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, network: Network) -> Packet {
-    if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
-        return network.without_transport(Port::NONE);
+    match protocol {
+        IPPROTO_TCP | IPPROTO_UDP => {}
+        IPPROTO_IPIP => return network.with_inner(Inner::v4(offset)),
+        IPPROTO_IPV6 => return network.with_inner(Inner::v6(offset)),
+        IPPROTO_GRE => return gre(bytes, offset, network),
+        _ => return network.without_transport(Port::NONE),
     }
     let Some([a, b, c, d]) = bytes.read::<[u8; 4]>(offset) else {
         return network.without_transport(Port::OUT_OF_REACH);
@@ -353,6 +431,25 @@ fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, network: Network)
         source_port: u32::from(u16::from_be_bytes([a, b])),
         tcp,
         udp_payload_at: if protocol == IPPROTO_UDP { (offset + UDP_LEN) as u32 } else { 0 },
+        inner: Inner::NONE,
+    }
+}
+
+#[inline(always)]
+fn gre(bytes: &impl Bytes, offset: usize, network: Network) -> Packet {
+    let Some([high, low, t, y]) = bytes.read::<[u8; 4]>(offset) else {
+        return network.without_transport(Port::OUT_OF_REACH);
+    };
+    let flags = u16::from_be_bytes([high, low]);
+    if flags & gre::OTHER != 0 {
+        return network.without_transport(Port::NONE);
+    }
+    let options = [gre::CHECKSUM, gre::KEY, gre::SEQUENCE].map(|flag| flags & flag != 0);
+    let inner = offset + 4 + 4 * options.map(usize::from).iter().sum::<usize>();
+    match u16::from_be_bytes([t, y]) {
+        ETH_P_IP => network.with_inner(Inner::v4(inner)),
+        ETH_P_IPV6 => network.with_inner(Inner::v6(inner)),
+        _ => network.without_transport(Port::NONE),
     }
 }
 

@@ -53,6 +53,16 @@ pub fn portcullis_tc(ctx: TcContext) -> i32 {
     }
 }
 
+/// For interfaces whose packets begin with an IP header. Drops without an answer, which would
+/// need an Ethernet header.
+#[classifier]
+pub fn portcullis_tc_l3(ctx: TcContext) -> i32 {
+    match policy::verdict(packet::L3Frame::of(&ctx)) {
+        policy::Verdict::Pass => TC_ACT_UNSPEC,
+        policy::Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
 #[sk_lookup]
 pub fn portcullis_steer(ctx: SkLookupContext) -> u32 {
     steer::steer(&ctx)

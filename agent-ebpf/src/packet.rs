@@ -3,14 +3,16 @@
 use core::{ffi::c_void, mem::MaybeUninit, mem::size_of};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, xdp_md},
+    bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, xdp_md},
     helpers::generated::{
-        bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
-        bpf_xdp_store_bytes,
+        bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+        bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_xdp_load_bytes, bpf_xdp_store_bytes,
     },
     programs::{TcContext, XdpContext},
 };
+
+use crate::headers::Start;
 
 /// Types of alignment 1 for which any bytes are a value: parts of a packet header.
 ///
@@ -27,8 +29,21 @@ unsafe impl<const N: usize, const M: usize> Wire for [[u8; N]; M] {}
 /// variable offset.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// A frame, from its link header on. As big as a pointer, so that functions can take it.
+/// A frame, from its link header on, or from its network header where it has none. As big as a
+/// pointer, so that functions can take it.
 pub trait Frame: Copy {
+    /// Where its headers begin.
+    #[inline(always)]
+    fn start(&self) -> Start {
+        Start::Ethernet
+    }
+
+    /// Makes more of it readable to `copy_out`; whether there was more.
+    #[inline(always)]
+    fn pull(&self) -> bool {
+        false
+    }
+
     /// Addresses of the first byte and of the end of the part that can be read in place.
     fn in_place(&self) -> (usize, usize);
     /// Length in bytes, with the parts that cannot be read in place.
@@ -160,6 +175,67 @@ impl FrameMut for TcFrame {
         let skb = self.0.cast();
         // SAFETY: `from` is as long as its type.
         unsafe { bpf_skb_store_bytes(skb, offset, from, size_of::<T>() as u32, 0) == 0 }
+    }
+}
+
+/// A packet of an interface without Ethernet headers.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct L3Frame(*mut __sk_buff);
+
+/// This much of a packet is made readable first, as far as it goes: the usual headers, those of
+/// tunnels too.
+const L3_HEADERS: u32 = 256;
+
+impl L3Frame {
+    #[inline(always)]
+    pub fn of(ctx: &TcContext) -> Self {
+        let this = Self(ctx.skb.skb);
+        this.pull_up_to(L3_HEADERS);
+        this
+    }
+
+    /// Whether that changed anything.
+    #[inline(always)]
+    fn pull_up_to(self, most: u32) -> bool {
+        let ctx = TcContext::new(self.0);
+        let linear = ctx.data_end().saturating_sub(ctx.data());
+        let len = ctx.len().min(most);
+        (linear as u32) < len && ctx.pull_data(len).is_ok()
+    }
+}
+
+impl Frame for L3Frame {
+    #[inline(always)]
+    fn start(&self) -> Start {
+        // SAFETY: the context is the one the program was called with.
+        let protocol = unsafe { (*self.0).protocol };
+        Start::Network(u16::from_be(protocol as u16))
+    }
+
+    #[inline(always)]
+    fn pull(&self) -> bool {
+        self.pull_up_to(MAX_OFFSET as u32)
+    }
+
+    /// Nothing: the data begins with the headers of a tunnel where its device left them there,
+    /// and how long they are is not to be had.
+    #[inline(always)]
+    fn in_place(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u64 {
+        u64::from(TcContext::new(self.0).len())
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, size: u32) -> bool {
+        // SAFETY: the context is the program's, and the caller vouches for `to`.
+        unsafe {
+            bpf_skb_load_bytes_relative(self.0.cast(), offset, to, size, BPF_HDR_START_NET) == 0
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use portcullis_common::{
 
 use crate::{
     client_hello, flows,
-    headers::{self, IPPROTO_TCP, Packet, Port},
+    headers::{self, IPPROTO_TCP, Inner, Packet, Port},
     maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS, PC_WORK},
     packet::{Anywhere, Frame, InPlace},
     prefixes::{self, Candidates},
@@ -42,11 +42,56 @@ pub fn verdict(frame: impl Frame) -> Verdict {
         reason = walk_anywhere(frame, &mut work.packet);
     }
     let outcome = match reason {
-        Reason::PassNoMatch => judge(frame, work, settings),
+        Reason::PassNoMatch => judge_all(frame, work, settings),
         other => other as u32,
     };
     count(outcome, work.len);
-    if DROPS >> (outcome & 31) & 1 != 0 { Verdict::Drop } else { Verdict::Pass }
+    if drops(outcome) { Verdict::Drop } else { Verdict::Pass }
+}
+
+/// Whether the reason of that number drops.
+#[inline(always)]
+fn drops(outcome: u32) -> bool {
+    DROPS >> (outcome & 31) & 1 != 0
+}
+
+/// Judges a packet and the one in the tunnel that it may be: either can have the frame dropped, and
+/// the first that has something to say of it has the word.
+#[inline(always)]
+fn judge_all(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
+    let outer = judge(work, settings, |work| observe(frame, work));
+    let looks_inside = settings.features & feature::TUNNELS != 0;
+    if !looks_inside || work.packet.inner == Inner::NONE || drops(outer) {
+        return outer;
+    }
+    if !enter_tunnel(frame, &mut work.packet) {
+        return outer;
+    }
+    // Fingerprints are taken of what is in no tunnel.
+    let inner = judge(work, settings, |_| {});
+    if drops(inner) || outer == Reason::PassNoMatch as u32 { inner } else { outer }
+}
+
+/// Puts the packet within a tunnel in the place of the one that carries it, if it is there.
+#[inline(never)]
+fn enter_tunnel(frame: impl Frame, packet: &mut Packet) -> bool {
+    let mut walked = headers::walk_inner(&Anywhere(frame), packet.inner);
+    if is_short(&walked) && frame.pull() {
+        walked = headers::walk_inner(&Anywhere(frame), packet.inner);
+    }
+    match walked {
+        Ok(inner) => {
+            *packet = inner;
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether something lay behind what could be read.
+#[inline(always)]
+fn is_short(walked: &Result<Packet, Reason>) -> bool {
+    matches!(walked, Ok(Packet { port: Port::OUT_OF_REACH, .. }) | Err(Reason::PassTruncated))
 }
 
 /// Writes the packet of the frame, and returns [`Reason::PassNoMatch`]; or the reason to pass a frame
@@ -56,7 +101,7 @@ pub fn verdict(frame: impl Frame) -> Verdict {
 /// A function of its own, for the stack it needs; like the next.
 #[inline(never)]
 fn walk_in_place(frame: impl Frame, packet: &mut Packet) -> Reason {
-    match headers::walk(&InPlace::of(&frame)) {
+    match headers::walk(&InPlace::of(&frame), frame.start()) {
         Ok(Packet { port: Port::OUT_OF_REACH, .. }) => Reason::PassTruncated,
         Ok(walked) => {
             *packet = walked;
@@ -69,7 +114,11 @@ fn walk_in_place(frame: impl Frame, packet: &mut Packet) -> Reason {
 /// As [`walk_in_place`], wherever the bytes lie.
 #[inline(never)]
 fn walk_anywhere(frame: impl Frame, packet: &mut Packet) -> Reason {
-    match headers::walk(&Anywhere(frame)) {
+    let mut walked = headers::walk(&Anywhere(frame), frame.start());
+    if is_short(&walked) && frame.pull() {
+        walked = headers::walk(&Anywhere(frame), frame.start());
+    }
+    match walked {
         Ok(walked) => {
             *packet = walked;
             Reason::PassNoMatch
@@ -80,7 +129,7 @@ fn walk_anywhere(frame: impl Frame, packet: &mut Packet) -> Reason {
 
 /// The number of the reason. A source that is dropped already is not looked at for its fingerprint.
 #[inline(always)]
-fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
+fn judge(work: &mut Work, settings: &Settings, observe: impl FnOnce(&Work)) -> u32 {
     work.outcome = Outcome::NONE;
     // Read once: a packet is judged by one set, whichever is put in force meanwhile.
     // SAFETY: a field of a map value.
@@ -97,8 +146,7 @@ fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
         }
     }
     if settings.features & feature::FINGERPRINTS != 0 {
-        client_hello::observe(frame, &work.packet);
-        quic::observe(frame, &work.packet, work.len);
+        observe(work);
     }
     if flows::may_have_rules(&work.packet, settings) {
         if !is_prepared {
@@ -111,6 +159,13 @@ fn judge(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
         steer::remember(&work.packet);
     }
     work.outcome.number()
+}
+
+/// Looks for the fingerprint of the packet's flow.
+#[inline(always)]
+fn observe(frame: impl Frame, work: &Work) {
+    client_hello::observe(frame, &work.packet);
+    quic::observe(frame, &work.packet, work.len);
 }
 
 /// A packet being judged, and how far that has come. It lies in a map and not on the stack: of what it

@@ -116,6 +116,9 @@ pub trait PolicyMaps: FingerprintMaps {
 
     /// Replaces the destination ports on which nobody is dropped.
     fn set_failsafe(&mut self, tcp: &[u16], udp: &[u16]) -> Result<(), EnforceError>;
+
+    /// Whether packets in tunnels are judged beside those that carry them.
+    fn set_tunnels(&mut self, judged: bool) -> Result<(), EnforceError>;
 }
 
 /// Carries a decision out, as far as it is one for the kernel: what is observed only counts.

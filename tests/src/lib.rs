@@ -40,4 +40,5 @@ pub mod quic;
 pub mod scenario;
 pub mod shop;
 pub mod slot;
+pub mod tun;
 pub mod wait;

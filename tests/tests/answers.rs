@@ -52,8 +52,9 @@ fn answer(kernel: &Kernel, hook: Hook, frame: &[u8]) -> Option<Vec<u8>> {
             // XDP_TX, XDP_DROP
             (xdp.test_run(options), 3, 1)
         }
-        Hook::Tc => {
-            let tc = <&SchedClassifier>::try_from(named(program::TC)).expect("TC");
+        Hook::Tc | Hook::TcL3 => {
+            let name = if hook == Hook::Tc { program::TC } else { program::TC_L3 };
+            let tc = <&SchedClassifier>::try_from(named(name)).expect("TC");
             // TC_ACT_REDIRECT, TC_ACT_SHOT
             (tc.test_run(options), 7, 2)
         }
@@ -239,6 +240,17 @@ fn silence_is_what_is_configured_unless_otherwise() {
         assert_eq!(answer(&kernel, hook, &from(V4).bytes()), None);
     }
     assert!(kernel.loaded.answers.all().expect("counted").iter().all(|(_, count)| *count == 0));
+}
+
+/// There is none to put addresses of interfaces into.
+#[test]
+fn packets_without_a_link_header_get_no_answer() {
+    let kernel = answering(1_000);
+    for source in [V4, V6] {
+        let frame = from(source).tcp(443).bytes();
+        assert_eq!(answer(&kernel, Hook::TcL3, &frame), None);
+        assert!(answer(&kernel, Hook::Tc, &frame).is_some());
+    }
 }
 
 fn address(host: &Host, family: Family) -> IpAddr {

@@ -228,7 +228,7 @@ fn maps_of_another_version_are_replaced_with_a_note() -> Result<()> {
 fn detaching_leaves_nothing_behind() -> Result<()> {
     let kernel = Kernel::new()?;
     let pin_dir = kernel.pin_dir().to_owned();
-    let detached = portcullis::kernel::detach(&pin_dir)?;
+    let detached = portcullis::kernel::detach(&pin_dir, &[])?;
     assert_eq!(detached.maps.len(), pinned::ALL.len(), "{detached:?}");
     assert!(!pin_dir.exists());
     Ok(())

@@ -23,7 +23,7 @@ use super::inventory::{FileId, Inventory};
 use super::libraries::{self, LibraryFile, OpenLibrary};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
-use crate::kernel;
+use crate::kernel::{self, SharedEbpf};
 
 /// Every entry program. All have the same return program; only that of `SSL_new` is another, and
 /// has no entry program.
@@ -107,12 +107,12 @@ impl Probes {
     /// # Errors
     /// When the kernel refuses a program or a tracepoint; a library that can't be attached to
     /// is no error but told in [`State`].
-    pub fn start(mut ebpf: Ebpf, proc: PathBuf, config: &Capture) -> Result<Self> {
+    pub fn start(ebpf: SharedEbpf, proc: PathBuf, config: &Capture) -> Result<Self> {
         // What the programs themselves have to say, through the `log` crate.
         let programs_log =
-            EbpfLogger::init(&mut ebpf).context("can't read the programs' own messages")?;
-        load_probes(&mut ebpf)?;
-        attach_tracepoints(&mut ebpf)?;
+            EbpfLogger::init(&mut ebpf.lock()).context("can't read the programs' own messages")?;
+        load_probes(&mut ebpf.lock())?;
+        attach_tracepoints(&mut ebpf.lock())?;
         let state = Arc::new(Mutex::new(State::default()));
         let (requests, received) = mpsc::sync_channel(MAX_LOOKS);
         let mut attacher = Attacher {
@@ -200,7 +200,7 @@ struct Look {
 }
 
 struct Attacher {
-    ebpf: Ebpf,
+    ebpf: SharedEbpf,
     proc: PathBuf,
     state: Arc<Mutex<State>>,
     inventory: Inventory<Links>,
@@ -350,14 +350,15 @@ impl Attacher {
 
     fn attach_at(&mut self, path: &Path, name: &str, site: &Site) -> Result<UProbeLinkId> {
         let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
-        uprobe(&mut self.ebpf, name)?
+        uprobe(&mut self.ebpf.lock(), name)?
             .attach(at, path, UProbeScope::AllProcesses)
             .with_context(|| format!("{name} on {}", site.function))
     }
 
     fn detach(&mut self, links: Links) {
         for (name, link) in links {
-            let detached = uprobe(&mut self.ebpf, name).and_then(|probe| Ok(probe.detach(link)?));
+            let detached =
+                uprobe(&mut self.ebpf.lock(), name).and_then(|probe| Ok(probe.detach(link)?));
             if let Err(error) = detached {
                 tracing::warn!("can't take a probe off: {error:#}");
             }

@@ -175,7 +175,15 @@ fn status_text(of: &Snapshot) -> String {
     line("mode", mode.to_owned());
     line("running for", output::duration(of.uptime_s as u64));
     for interface in &of.interfaces {
-        line("interface", format!("{} ({})", interface.name, interface.hook));
+        let name = in_namespace(&interface.name, interface.namespace.as_ref());
+        line("interface", format!("{name} ({})", interface.hook));
+        for reason in &interface.passed_over {
+            line("", format!("not {reason}"));
+        }
+    }
+    for waiting in &of.waiting {
+        let name = in_namespace(&waiting.name, waiting.namespace.as_ref());
+        line("no program on", format!("{name}: {}", waiting.problem));
     }
     let blocks = of.blocks;
     line("blocks", format!("{} of {}", blocks.in_force, blocks.capacity));
@@ -213,9 +221,15 @@ fn status_text(of: &Snapshot) -> String {
         ("connections refused without a decoy", of.decoy.refused),
         ("events not logged", of.event_log.failed),
         ("failed reloads", of.reloads.failed),
+        ("failed attachments", of.interface_changes.failed),
+        ("changes of interfaces not told", of.interface_changes.untold),
     ];
     section(&mut text, "Lost or failed", losses.chain(failures));
     text
+}
+
+fn in_namespace(interface: &str, namespace: Option<&String>) -> String {
+    namespace.map_or_else(|| interface.to_owned(), |path| format!("{interface} in {path}"))
 }
 
 /// Counters under a heading; those at zero are left out, and the heading with the last.

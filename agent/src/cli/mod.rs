@@ -61,7 +61,9 @@ fn run(global: &Global) -> Result<(), Failure> {
 }
 
 fn detach(global: &Global) -> Result<(), Failure> {
-    let detached = kernel::detach(&config_file::read_or_default(&global.config).kernel.pin_dir)?;
+    let config = config_file::read_or_default(&global.config);
+    let namespaces: Vec<_> = config.namespaces.into_iter().map(|one| one.path).collect();
+    let detached = kernel::detach(&config.kernel.pin_dir, &namespaces)?;
     if global.json {
         return Ok(output::json(&detached)?);
     }

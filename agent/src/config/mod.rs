@@ -5,6 +5,7 @@
 
 mod blocks;
 mod damage;
+mod interfaces;
 mod kinds;
 mod problem;
 mod reference;
@@ -22,6 +23,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+pub use interfaces::{is_pattern, selects};
 pub use problem::{Invalid, Loaded, Problem};
 pub use reference::{KeyDoc, changes_that_need_restart, reference, reference_markdown};
 pub use types::*;
@@ -94,7 +96,8 @@ pub fn parse(text: &str, file_name: &str, purpose: Purpose) -> Result<Loaded, In
     let mut config = Config::default();
     findings.top(Some(table.get_ref()), |top| {
         let interfaces = schema::read(top, &mut config);
-        if purpose == Purpose::Run && config.interfaces.is_empty() {
+        let nowhere = config.interfaces.is_empty() && config.namespaces.is_empty();
+        if purpose == Purpose::Run && nowhere {
             let message = "names no network interface: write for example interfaces = [\"eth0\"]";
             top.missing(&interfaces.list, message.to_owned());
         }

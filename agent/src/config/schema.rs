@@ -6,6 +6,7 @@ use crate::decision::Mode;
 use crate::rule::Kind as Reaction;
 
 use super::blocks::{self, BlockPlace};
+use super::interfaces;
 use super::kinds::{Bytes, Choice, Flag, Integer, Number, OrEmpty, Span, duration};
 use super::section::{ListPlace, Place, Section, fixed, key};
 use super::service;
@@ -47,8 +48,10 @@ const WINDOW: Span = Span { min: SECOND, max: DAY };
 pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
     let doc = "Whether decisions are carried out or only logged.";
     top.value(key("mode", doc), &MODE, &mut config.mode);
-    let doc = "Network interfaces on which packets are dropped.";
-    let interfaces = top.list(fixed("interfaces", doc), &INTERFACE, &mut config.interfaces);
+    let doc = "Network interfaces on which packets are dropped, now there or later.";
+    let list = top.list(key("interfaces", doc), &INTERFACE, &mut config.interfaces);
+    warn_of_exclusions_alone(top, &list, &config.interfaces);
+    interfaces::read(top, &mut config.namespaces);
     let targets = blocks::read(top, &mut config.blocked);
     blocks::lists(top, &mut config.lists);
     top.table("kernel", |s| kernel(s, &mut config.kernel));
@@ -68,7 +71,14 @@ pub(super) fn read(top: &mut Section, config: &mut Config) -> ListPlace {
         blocks::check_against_guards(top, config, &targets, &guarded);
         check_room_in_maps(top, config, &targets, &guarded);
     }
-    interfaces
+    list
+}
+
+fn warn_of_exclusions_alone(top: &mut Section, list: &ListPlace, interfaces: &[String]) {
+    if !interfaces.is_empty() && interfaces.iter().all(|entry| entry.starts_with('!')) {
+        let message = "only leaves interfaces out: write \"*\" for all others".to_owned();
+        top.warn(&list.list, message);
+    }
 }
 
 fn kernel(s: &mut Section, kernel: &mut Kernel) {
@@ -95,6 +105,9 @@ fn kernel(s: &mut Section, kernel: &mut Kernel) {
                and the host's own addresses, gateways and resolvers.";
     let entries = Integer { min: 64, max: 1_048_576 };
     s.value(fixed("kernel.max_allowed", doc), &entries, &mut kernel.max_allowed);
+    let doc = "Whether the source within a tunnel is judged beside that of the tunnel: IP in IP, \
+               6in4 and GRE, one level deep.";
+    s.value(key("kernel.tunnels", doc), &Flag, &mut kernel.tunnels);
 }
 
 fn capture(s: &mut Section, capture: &mut Capture) {

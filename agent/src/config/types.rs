@@ -14,8 +14,11 @@ use crate::rule::{Effect, Kind, Rate, RuleName, Speed, Target};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub mode: Mode,
-    /// Where packets are dropped. Never empty for `run`; empty is allowed for `replay`.
+    /// Where packets are dropped, as [`selects`](super::selects) takes them. Empty is allowed for
+    /// `replay`, and beside `namespaces`.
     pub interfaces: Vec<String>,
+    /// Other network namespaces than the agent's, in which packets are dropped too.
+    pub namespaces: Vec<NetNamespace>,
     /// Permanent blocks of the operator, applied at start and at every reload.
     pub blocked: Vec<StaticBlock>,
     /// Files of networks, read at start and at every reload.
@@ -29,6 +32,14 @@ pub struct Config {
     pub enforce: Enforce,
     pub decoy: Decoy,
     pub report: Report,
+}
+
+/// Interfaces of another network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetNamespace {
+    pub path: PathBuf,
+    /// Never empty.
+    pub interfaces: Vec<String>,
 }
 
 /// A block that holds for as long as the configuration names it.
@@ -60,7 +71,7 @@ pub struct ListFile {
     pub reason: Option<String>,
 }
 
-/// What is fixed when the programs are loaded; a reload cannot change it.
+/// Most of it is fixed when the programs are loaded, so that a reload cannot change it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
     /// Where the programs attach.
@@ -71,6 +82,8 @@ pub struct Kernel {
     /// Entries that only operators' blocks may use.
     pub operator_reserve: u32,
     pub max_allowed: u32,
+    /// Judge packets in tunnels beside those that carry them; a reload can change it.
+    pub tunnels: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -265,6 +278,7 @@ impl Default for Config {
         Self {
             mode: Mode::Enforce,
             interfaces: Vec::new(),
+            namespaces: Vec::new(),
             blocked: Vec::new(),
             lists: Vec::new(),
             kernel: Kernel {
@@ -273,6 +287,7 @@ impl Default for Config {
                 max_blocks: capacity::BLOCKS,
                 operator_reserve: 4_096,
                 max_allowed: capacity::ALLOW,
+                tunnels: false,
             },
             capture: Capture {
                 enabled: true,

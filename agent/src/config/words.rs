@@ -32,16 +32,17 @@ fn keep(text: &str, holds: bool) -> Option<String> {
 pub(super) const TEXT: Word<String> =
     text("a string that is not empty", |text| keep(text, !text.is_empty()));
 
-/// The names that the kernel's `dev_valid_name` takes.
-pub(super) const INTERFACE: Word<String> =
-    text("the name of a network interface, of 1 to 15 bytes", |name| {
+/// The names that the kernel's `dev_valid_name` takes, and patterns of them.
+pub(super) const INTERFACE: Word<String> = text(
+    "the name of a network interface, of 1 to 15 bytes, or a pattern such as \"eth*\" or \"!eth1\"",
+    |entry| {
+        let name = entry.strip_prefix('!').unwrap_or(entry);
         let fits =
             (1..=LONGEST_INTERFACE_NAME).contains(&name.len()) && name != "." && name != "..";
-        keep(
-            name,
-            fits && !name.chars().any(|c| matches!(c, '/' | ':' | '\0') || c.is_whitespace()),
-        )
-    });
+        let plain = |c: char| !(matches!(c, '/' | ':' | '\0' | '!') || c.is_whitespace());
+        keep(entry, fits && name.chars().all(plain))
+    },
+);
 
 pub(super) const SERVICE_NAME: Word<String> =
     text("a name of 1 to 64 letters, digits, '-', '_' and '.'", |name| {
@@ -109,6 +110,14 @@ pub(super) const PATH: Word<PathBuf> = Word {
 pub(super) const SOCKET_PATH: Word<PathBuf> = Word {
     allowed: "an absolute path without \"..\", of at most 107 bytes",
     parse: |text| path(text).filter(|_| text.len() <= LONGEST_SOCKET_PATH),
+    ..PATH
+};
+
+/// A name in the pin directory is made of it, of at most 255 bytes, where each of its own may
+/// take three.
+pub(super) const NAMESPACE_PATH: Word<PathBuf> = Word {
+    allowed: "an absolute path without \"..\", of at most 60 bytes",
+    parse: |text| path(text).filter(|_| text.len() <= 60),
     ..PATH
 };
 

@@ -1,8 +1,11 @@
-//! The policy programs onto interfaces, in the place of an earlier agent's without a gap.
+//! The policy programs onto one interface, in the place of an earlier agent's without a gap.
 
-use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{
     self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
 };
@@ -12,9 +15,27 @@ use portcullis_common::names::program;
 use serde::Serialize;
 
 use super::driver::why_not_answer;
-use super::link_type::ensure_ethernet;
-use super::pins::{LinkPin, PinDir, interfaces as all_interfaces, remove_file};
-use crate::config::{Attach, Kernel};
+use super::link_type::{LinkKind, link_kind};
+use super::links::Link;
+use super::occupant::occupant;
+use super::pins::{LinkPin, PinDir, PinnedNamespace, remove_file};
+use crate::config::Attach;
+
+/// The programs, shared by all that attach some of them while the agent runs.
+#[derive(Clone)]
+pub struct SharedEbpf(Arc<Mutex<Ebpf>>);
+
+impl SharedEbpf {
+    pub fn new(ebpf: Ebpf) -> Self {
+        Self(Arc::new(Mutex::new(ebpf)))
+    }
+
+    /// To be held for one program's loading or attaching, not for many: others wait.
+    pub fn lock(&self) -> MutexGuard<'_, Ebpf> {
+        // aya's calls leave the programs whole, whatever becomes of the caller.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Where on an interface a program sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,12 +69,21 @@ impl Hook {
             Attach::Clsact => &[Self::Clsact],
         }
     }
+
+    const fn is_xdp(self) -> bool {
+        match self {
+            Self::XdpNative | Self::XdpGeneric => true,
+            Self::Tcx | Self::Clsact => false,
+        }
+    }
 }
 
 /// A program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     pub interface: String,
+    /// Path of the network namespace; `None` for the agent's own.
+    pub namespace: Option<PathBuf>,
     pub hook: Hook,
     /// It replaced an earlier agent's program in one step.
     pub taken_over: bool,
@@ -65,142 +95,230 @@ pub struct Attachment {
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x7063);
 
-/// Attaches to every interface of `interfaces` and takes earlier agents' programs off all
-/// others. With `answers`, `auto` takes only hooks that are sure to send answers.
-pub fn attach(
-    ebpf: &mut Ebpf,
-    config: &Kernel,
-    interfaces: &[String],
-    answers: bool,
-) -> Result<Vec<Attachment>> {
-    let pins = PinDir::make(&config.pin_dir)?;
-    let pinned = pins.pinned_links()?;
-    let mut attachments = Vec::new();
-    for interface in interfaces {
-        let old: Vec<_> = pinned.iter().filter(|pin| pin.interface == *interface).collect();
-        let (hooks, passed_over) = candidates(interface, config.attach, answers)?;
-        let attachment = attach_one(ebpf, &pins, interface, hooks, passed_over, &old)
-            .with_context(|| format!("can't attach to interface {interface}"))?;
-        for pin in old.iter().filter(|pin| pin.hook != attachment.hook) {
-            remove_file(&pin.path)?;
-        }
-        attachments.push(attachment);
-    }
-    for pin in pinned.iter().filter(|pin| !interfaces.contains(&pin.interface)) {
-        remove_file(&pin.path)?;
-        tracing::info!("detached from {}, which is no longer configured", pin.interface);
-    }
-    remove_other_filters(&attachments)?;
-    Ok(attachments)
-}
-
-/// Takes off the clsact filters that an earlier agent left where this one has none.
-fn remove_other_filters(attachments: &[Attachment]) -> Result<()> {
-    let has_filter =
-        |name: &str| attachments.iter().any(|at| at.interface == name && at.hook == Hook::Clsact);
-    for interface in all_interfaces()?.iter().filter(|name| !has_filter(name)) {
-        if remove_filter(interface) {
-            tracing::info!("took an earlier clsact filter off {interface}");
-        }
-    }
-    Ok(())
-}
-
+/// Takes a clsact filter of Portcullis off an interface of this thread's network namespace.
 /// Whether there was one.
 pub(super) fn remove_filter(interface: &str) -> bool {
     // Not finding the program, or a qdisc to look in, is the usual case.
-    tc::qdisc_detach_program(interface, TcAttachType::Ingress, program::TC).is_ok()
+    [program::TC, program::TC_L3]
+        .map(|name| tc::qdisc_detach_program(interface, TcAttachType::Ingress, name).is_ok())
+        .contains(&true)
 }
 
-/// The hooks to try, and why not the others.
-fn candidates(interface: &str, attach: Attach, answers: bool) -> Result<(Vec<Hook>, Vec<String>)> {
-    let (mut hooks, mut passed_over) = (Vec::new(), Vec::new());
-    for &hook in Hook::allowed_by(attach) {
+/// Attaches to one interface after the other.
+pub(super) struct Attacher {
+    pub ebpf: SharedEbpf,
+    pub pins: PinDir,
+    pub attach: Attach,
+    /// Whether `auto` takes only hooks that are sure to send answers.
+    pub answers: bool,
+}
+
+/// What [`Attacher::attach`] made.
+pub(super) struct Made {
+    pub attachment: Attachment,
+    /// `None` for a clsact filter.
+    pub pin: Option<LinkPin>,
+}
+
+/// An interface to attach to, in this thread's network namespace.
+struct Target<'a> {
+    link: &'a Link,
+    kind: LinkKind,
+    namespace: Option<&'a PinnedNamespace>,
+}
+
+/// A program in place.
+struct Placed {
+    hook: Hook,
+    pin: Option<LinkPin>,
+    taken_over: bool,
+}
+
+impl Attacher {
+    /// Attaches to an interface of this thread's network namespace, by the best hook that it
+    /// has. Programs of an earlier agent on it are replaced, or taken off once another is there.
+    ///
+    /// # Errors
+    /// When no hook is to be had; why not, for each.
+    pub fn attach(&self, link: &Link, namespace: Option<&PinnedNamespace>) -> Result<Made> {
+        let target = Target { link, kind: link_kind(&link.name)?, namespace };
+        let mut passed_over = Vec::new();
+        let hooks = self.hooks(&target, &mut passed_over)?;
+        let old = self.pins_on(&target)?;
+        let placed = self
+            .take_over_any(&target, &hooks, &old, &mut passed_over)
+            .or_else(|| self.place_by_any(&target, &hooks, &mut passed_over));
+        let Some(Placed { hook, pin, taken_over }) = placed else {
+            bail!("{}", passed_over.join("; "))
+        };
+        let is_kept = |old: &LinkPin| pin.as_ref().is_some_and(|pin| pin.path == old.path);
+        for old in old.iter().filter(|old| !is_kept(old) && old.path.exists()) {
+            remove_file(&old.path)?;
+        }
+        if hook != Hook::Clsact && remove_filter(&link.name) {
+            tracing::info!("took an earlier clsact filter off {}", link.name);
+        }
+        let attachment = Attachment {
+            interface: link.name.clone(),
+            namespace: namespace.map(|namespace| namespace.path.clone()),
+            hook,
+            taken_over,
+            passed_over,
+        };
+        Ok(Made { attachment, pin })
+    }
+
+    /// The hooks to try; why not the others, where it depends on the interface.
+    fn hooks(&self, target: &Target<'_>, passed_over: &mut Vec<String>) -> Result<Vec<Hook>> {
+        let mut hooks = Hook::allowed_by(self.attach).to_vec();
+        match target.kind {
+            LinkKind::Ethernet => {}
+            // Drivers differ in what they show an XDP program there.
+            LinkKind::Layer3 => hooks.retain(|hook| !hook.is_xdp()),
+        }
+        ensure!(
+            !hooks.is_empty(),
+            "its packets have no Ethernet header, so that only TC is to be had, which \
+             kernel.attach rules out"
+        );
         // Whoever names one hook gets it.
-        let sure = attach != Attach::Auto || !answers;
-        match if sure { None } else { why_not_answer(interface, hook)? } {
-            None => hooks.push(hook),
-            Some(reason) => passed_over.push(format!("{}: {reason}", hook.name())),
+        if self.attach != Attach::Auto || !self.answers {
+            return Ok(hooks);
         }
-    }
-    Ok((hooks, passed_over))
-}
-
-fn attach_one(
-    ebpf: &mut Ebpf,
-    pins: &PinDir,
-    interface: &str,
-    hooks: Vec<Hook>,
-    mut passed_over: Vec<String>,
-    old: &[&LinkPin],
-) -> Result<Attachment> {
-    ensure_ethernet(interface)?;
-    for pin in old.iter().filter(|pin| hooks.contains(&pin.hook)) {
-        match take_over(ebpf, pin) {
-            Ok(()) => {
-                return Ok(Attachment {
-                    interface: interface.to_owned(),
-                    hook: pin.hook,
-                    taken_over: true,
-                    passed_over,
-                });
-            }
-            Err(error) => {
-                // The link of an interface that has gone, for one.
-                passed_over.push(format!("earlier {}: {error:#}", pin.hook.name()));
-                remove_file(&pin.path)?;
+        let mut sure = Vec::new();
+        for hook in hooks {
+            match why_not_answer(&target.link.name, hook)? {
+                None => sure.push(hook),
+                Some(reason) => passed_over.push(format!("{}: {reason}", hook.name())),
             }
         }
+        Ok(sure)
     }
-    for hook in hooks {
-        match attach_new(ebpf, pins, interface, hook) {
-            Ok(taken_over) => {
-                return Ok(Attachment {
-                    interface: interface.to_owned(),
-                    hook,
-                    taken_over,
-                    passed_over,
-                });
+
+    /// The links of an earlier agent that are attached to the interface, whatever its name was
+    /// when they were made.
+    fn pins_on(&self, target: &Target<'_>) -> Result<Vec<LinkPin>> {
+        let mut pins = self.pins.pinned_links()?;
+        pins.retain(|pin| {
+            pin.namespace.as_ref() == target.namespace
+                && pin.interface_index().is_ok_and(|index| index == target.link.index)
+        });
+        Ok(pins)
+    }
+
+    fn pin_for(&self, target: &Target<'_>, hook: Hook) -> LinkPin {
+        LinkPin {
+            interface: target.link.name.clone(),
+            hook,
+            namespace: target.namespace.cloned(),
+            path: self.pins.link(&target.link.name, hook, target.namespace),
+        }
+    }
+
+    fn take_over_any(
+        &self,
+        target: &Target<'_>,
+        hooks: &[Hook],
+        old: &[LinkPin],
+        passed_over: &mut Vec<String>,
+    ) -> Option<Placed> {
+        for pin in old.iter().filter(|pin| hooks.contains(&pin.hook)) {
+            match self.take_over(pin, target) {
+                Ok(pin) => {
+                    return Some(Placed { hook: pin.hook, pin: Some(pin), taken_over: true });
+                }
+                Err(error) => passed_over.push(format!("earlier {}: {error:#}", pin.hook.name())),
             }
-            Err(error) => passed_over.push(format!("{}: {error:#}", hook.name())),
         }
+        None
     }
-    bail!("{}", passed_over.join("; "))
-}
 
-fn take_over(ebpf: &mut Ebpf, pin: &LinkPin) -> Result<()> {
-    let link = FdLink::from(PinnedLink::from_pin(&pin.path)?);
-    // Once updated, the link may be closed here: the pin keeps it.
-    match pin.hook {
-        Hook::XdpNative | Hook::XdpGeneric => {
-            let xdp = xdp(ebpf)?;
-            let id = xdp.attach_to_link(XdpLink::try_from(link)?)?;
-            FdLink::try_from(xdp.take_link(id)?)?;
+    fn take_over(&self, pin: &LinkPin, target: &Target<'_>) -> Result<LinkPin> {
+        let link = pin.open()?;
+        let mut ebpf = self.ebpf.lock();
+        // Once updated, the link may be closed here: the pin keeps it.
+        match pin.hook {
+            Hook::XdpNative | Hook::XdpGeneric => {
+                let xdp = xdp(&mut ebpf)?;
+                let id = xdp.attach_to_link(XdpLink::try_from(link)?)?;
+                FdLink::try_from(xdp.take_link(id)?)?;
+            }
+            Hook::Tcx => {
+                let classifier = classifier(&mut ebpf, target.kind)?;
+                let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+                FdLink::try_from(classifier.take_link(id)?)?;
+            }
+            Hook::Clsact => bail!("a clsact filter is never pinned"),
         }
-        Hook::Tcx => {
-            let classifier = classifier(ebpf)?;
-            let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
-            FdLink::try_from(classifier.take_link(id)?)?;
+        drop(ebpf);
+        let new = self.pin_for(target, pin.hook);
+        if new.path != pin.path {
+            rename_pin(pin, &new)?;
         }
-        Hook::Clsact => bail!("a clsact filter is never pinned"),
+        Ok(new)
     }
-    Ok(())
+
+    fn place_by_any(
+        &self,
+        target: &Target<'_>,
+        hooks: &[Hook],
+        passed_over: &mut Vec<String>,
+    ) -> Option<Placed> {
+        for &hook in hooks {
+            match self.place(target, hook) {
+                Ok(placed) => return Some(placed),
+                Err(error) => passed_over.push(explain(target, hook, &error)),
+            }
+        }
+        None
+    }
+
+    fn place(&self, target: &Target<'_>, hook: Hook) -> Result<Placed> {
+        let name = target.link.name.as_str();
+        let mut ebpf = self.ebpf.lock();
+        let link = match hook {
+            Hook::XdpNative => attach_xdp(xdp(&mut ebpf)?, target.link, XdpMode::Driver)?,
+            Hook::XdpGeneric => attach_xdp(xdp(&mut ebpf)?, target.link, XdpMode::Skb)?,
+            Hook::Tcx => attach_tcx(classifier(&mut ebpf, target.kind)?, name)?,
+            Hook::Clsact => {
+                let taken_over = attach_clsact(classifier(&mut ebpf, target.kind)?, name)?;
+                return Ok(Placed { hook, pin: None, taken_over });
+            }
+        };
+        drop(ebpf);
+        let pin = self.pin_for(target, hook);
+        // That of an interface which has gone, or has another name now.
+        if pin.path.exists() {
+            remove_file(&pin.path)?;
+        }
+        link.pin(&pin.path).context("can't pin the link")?;
+        if pin.interface_index()? != target.link.index {
+            remove_file(&pin.path)?;
+            bail!("another interface has got its name in the meantime");
+        }
+        Ok(Placed { hook, pin: Some(pin), taken_over: false })
+    }
 }
 
-/// Returns whether it replaced an earlier agent's program, which only a clsact filter does here.
-fn attach_new(ebpf: &mut Ebpf, pins: &PinDir, interface: &str, hook: Hook) -> Result<bool> {
-    let link = match hook {
-        Hook::XdpNative => attach_xdp(xdp(ebpf)?, interface, XdpMode::Driver)?,
-        Hook::XdpGeneric => attach_xdp(xdp(ebpf)?, interface, XdpMode::Skb)?,
-        Hook::Tcx => attach_tcx(classifier(ebpf)?, interface)?,
-        Hook::Clsact => return attach_clsact(classifier(ebpf)?, interface),
-    };
-    link.pin(pins.link(interface, hook)).context("can't pin the link")?;
-    Ok(false)
+/// The error of an attachment, or, when it is another program's presence, which one.
+fn explain(target: &Target<'_>, hook: Hook, error: &anyhow::Error) -> String {
+    let name = hook.name();
+    if hook.is_xdp()
+        && let Ok(Some(other)) = occupant(&target.link.name)
+    {
+        return format!("{name}: another XDP program has the interface: {other}");
+    }
+    format!("{name}: {error:#}")
 }
 
-fn attach_xdp(xdp: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink> {
-    let id = xdp.attach(interface, mode)?;
+pub(super) fn rename_pin(from: &LinkPin, to: &LinkPin) -> Result<()> {
+    let (from, to) = (&from.path, &to.path);
+    std::fs::rename(from, to)
+        .with_context(|| format!("can't rename {} to {}", from.display(), to.display()))
+}
+
+fn attach_xdp(xdp: &mut Xdp, link: &Link, mode: XdpMode) -> Result<FdLink> {
+    let id = xdp.attach_to_if_index(link.index, mode)?;
     FdLink::try_from(xdp.take_link(id)?).context("the kernel has no links for XDP")
 }
 
@@ -245,9 +363,13 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     Ok(xdp)
 }
 
-fn classifier(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
+fn classifier(ebpf: &mut Ebpf, kind: LinkKind) -> Result<&mut SchedClassifier> {
+    let name = match kind {
+        LinkKind::Ethernet => program::TC,
+        LinkKind::Layer3 => program::TC_L3,
+    };
     let classifier: &mut SchedClassifier =
-        ebpf.program_mut(program::TC).context("the object has no TC program")?.try_into()?;
+        ebpf.program_mut(name).context("the object has no TC program")?.try_into()?;
     if classifier.fd().is_err() {
         classifier.load().context("the verifier refuses the TC program")?;
     }

@@ -1,6 +1,5 @@
-//! Do the frames of an interface begin with an Ethernet header? The policy programs read nothing
-//! else: on a layer-3 interface (tun, WireGuard, PPP) they would find no address, and drop
-//! nothing.
+//! What do the packets of an interface begin with? The policy programs are told: one that looks
+//! for an Ethernet header where there is none would find no address, and drop nothing.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -8,21 +7,48 @@ use std::os::fd::AsRawFd as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+/// Interfaces whose packets begin with an IP header (linux/if_arp.h): tun and WireGuard, PPP,
+/// IP in IP, IPv6 tunnels, 6in4, GRE over IPv4 and IPv6, and cellular modems.
+const LAYER_3: [u16; 8] = [
+    libc::ARPHRD_NONE,
+    libc::ARPHRD_PPP,
+    libc::ARPHRD_TUNNEL,
+    libc::ARPHRD_TUNNEL6,
+    libc::ARPHRD_SIT,
+    libc::ARPHRD_IPGRE,
+    IP6GRE,
+    RAWIP,
+];
+/// libc has not got these two.
+const IP6GRE: u16 = 823;
+const RAWIP: u16 = 519;
+
+/// What the packets of an interface begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Ethernet,
+    /// An IP header.
+    Layer3,
+}
+
+/// The kind of an interface in this thread's network namespace.
+///
 /// # Errors
-/// When they do not, with a sentence that says so, or when the kernel can't be asked.
-pub fn ensure_ethernet(interface: &str) -> Result<()> {
+/// When it is neither, with a sentence that says so, or when the kernel can't be asked.
+pub fn link_kind(interface: &str) -> Result<LinkKind> {
     judge(link_type(interface).context("can't ask for its link type")?)
 }
 
-fn judge(link_type: u16) -> Result<()> {
-    // A loopback interface has Ethernet headers, all zero.
-    if !matches!(link_type, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) {
-        bail!(
-            "its frames have no Ethernet header (link type {link_type}), so that no address would \
-             be found in them: layer-3 interfaces such as tun, WireGuard and PPP can't be protected"
-        );
+fn judge(link_type: u16) -> Result<LinkKind> {
+    match link_type {
+        // A loopback interface has Ethernet headers, all zero.
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(LinkKind::Ethernet),
+        other if LAYER_3.contains(&other) => Ok(LinkKind::Layer3),
+        other => bail!(
+            "its frames begin with neither an Ethernet nor an IP header (link type {other}), so \
+             that no address would be found in them"
+        ),
     }
-    Ok(())
 }
 
 /// The `ARPHRD_…` number of an interface in this thread's network namespace, by `SIOCGIFHWADDR`
@@ -49,11 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_interfaces_with_ethernet_headers_are_accepted() {
-        for accepted in [libc::ARPHRD_ETHER, libc::ARPHRD_LOOPBACK] {
-            assert!(judge(accepted).is_ok());
+    fn only_interfaces_with_ethernet_or_ip_headers_are_accepted() {
+        for ethernet in [libc::ARPHRD_ETHER, libc::ARPHRD_LOOPBACK] {
+            assert_eq!(judge(ethernet).unwrap(), LinkKind::Ethernet);
         }
-        for refused in [libc::ARPHRD_NONE, libc::ARPHRD_PPP, libc::ARPHRD_TUNNEL6] {
+        for layer_3 in LAYER_3 {
+            assert_eq!(judge(layer_3).unwrap(), LinkKind::Layer3);
+        }
+        for refused in [libc::ARPHRD_IEEE80211_RADIOTAP, libc::ARPHRD_CAN] {
             let sentence = judge(refused).unwrap_err().to_string();
             assert!(sentence.contains(&format!("link type {refused}")), "{sentence}");
         }

@@ -9,7 +9,7 @@ use portcullis_common::policy::{
     EVERYWHERE, Limit, MAX_RULES_OF_SUBJECT, NEVER_EXPIRES, NO_RULE, PrefixKey, PrefixRules, Rule,
     flag, origin,
 };
-use portcullis_common::settings::Settings;
+use portcullis_common::settings::{Settings, feature};
 
 use super::addresses::{network_of, prefix_key};
 use super::allowed::{Allowed, Nets};
@@ -170,6 +170,16 @@ impl PolicyMaps for KernelPolicy {
 
     fn set_failsafe(&mut self, tcp: &[u16], udp: &[u16]) -> Result<(), EnforceError> {
         self.scopes.set_failsafe(tcp, udp);
+        Ok(())
+    }
+
+    fn set_tunnels(&mut self, judged: bool) -> Result<(), EnforceError> {
+        self.settings.update(0, |settings| {
+            settings.features &= !feature::TUNNELS;
+            if judged {
+                settings.features |= feature::TUNNELS;
+            }
+        });
         Ok(())
     }
 }

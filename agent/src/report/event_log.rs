@@ -78,6 +78,36 @@ pub enum Event<'a> {
         reason: Option<&'a str>,
         ok: bool,
     },
+    /// An interface has its program.
+    Attach {
+        ts: Timestamp,
+        interface: &'a str,
+        /// Absent for the agent's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<&'a Path>,
+        hook: &'a str,
+        /// In the place of an earlier agent's, or under another name than before.
+        taken_over: bool,
+        /// Why better hooks were not to be had.
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        passed_over: &'a [String],
+    },
+    /// An interface has its program no more, most often because it has gone.
+    Detach {
+        ts: Timestamp,
+        interface: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<&'a Path>,
+        reason: &'a str,
+    },
+    /// An interface that is there could not be given a program.
+    AttachFailed {
+        ts: Timestamp,
+        interface: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<&'a Path>,
+        reason: &'a str,
+    },
     /// The configuration was read again.
     Reload {
         ts: Timestamp,

@@ -18,6 +18,8 @@ enum Family {
     BuildInfo,
     Uptime,
     Interfaces,
+    InterfacesWaiting,
+    InterfaceChanges,
     Packets,
     Bytes,
     Blocks,
@@ -76,6 +78,11 @@ const LIST_BAD_LINES: About = (
     "Lines of each list that could not be read and were left out.",
     &["list"],
 );
+const INTERFACE_CHANGES: About = (
+    "portcullis_interface_changes_total",
+    "Programs attached to interfaces and taken off, and failures to attach.",
+    &["change"],
+);
 const ANSWERS: About = (
     "portcullis_answers_total",
     "Dropped packets by the answer they got, where answers are configured.",
@@ -112,10 +119,12 @@ const TARPIT_BYTES: About =
     ("portcullis_tarpit_bytes_total", "Bytes that the tarpit read and wrote.", &["direction"]);
 
 impl Family {
-    const ALL: [Family; 34] = [
+    const ALL: [Family; 36] = [
         BuildInfo,
         Uptime,
         Interfaces,
+        InterfacesWaiting,
+        InterfaceChanges,
         Packets,
         Bytes,
         Blocks,
@@ -156,8 +165,14 @@ impl Family {
             Interfaces => (
                 "portcullis_interface_attached",
                 "Interfaces whose packets are checked.",
-                &["interface", "hook"],
+                &["interface", "hook", "namespace"],
             ),
+            InterfacesWaiting => (
+                "portcullis_interfaces_waiting",
+                "Configured interfaces that are not there, or could not be attached to.",
+                &[],
+            ),
+            InterfaceChanges => INTERFACE_CHANGES,
             Packets => (
                 "portcullis_packets_total",
                 "Packets checked, by the reason they passed or were dropped for.",
@@ -240,9 +255,17 @@ impl Family {
             Uptime => vec![Sample::new([], of.uptime_s)],
             Interfaces => {
                 let sample = |i: &super::snapshot::Interface| {
-                    Sample::new([i.name.as_str(), i.hook.as_ref()], 1.0)
+                    let namespace = i.namespace.as_deref().unwrap_or_default();
+                    Sample::new([i.name.as_str(), i.hook.as_ref(), namespace], 1.0)
                 };
                 of.interfaces.iter().map(sample).collect()
+            }
+            InterfacesWaiting => count(of.waiting.len() as u64),
+            InterfaceChanges => {
+                let of = of.interface_changes;
+                [("attached", of.attached), ("detached", of.detached), ("failed", of.failed)]
+                    .map(|(change, count)| Sample::new([change], count as f64))
+                    .into()
             }
             Packets => by_name(&of.packets, |count| count.packets),
             Bytes => by_name(&of.packets, |count| count.bytes),

@@ -25,6 +25,9 @@ pub struct Snapshot {
     /// Seconds since the agent started.
     pub uptime_s: f64,
     pub interfaces: Vec<Interface>,
+    /// Configured interfaces without a program.
+    pub waiting: Vec<WaitingInterface>,
+    pub interface_changes: InterfaceChanges,
     /// Packets by the reason they passed or were dropped for ([`Reason::name`]).
     pub packets: BTreeMap<Name, Packets>,
     pub blocks: Blocks,
@@ -67,8 +70,34 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub name: String,
+    /// Path of its network namespace; absent for the agent's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// [`crate::kernel::Hook::name`].
     pub hook: Name,
+    /// Why better hooks were not to be had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<String>,
+}
+
+/// A configured interface without a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingInterface {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub problem: String,
+}
+
+/// What has happened to interfaces since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceChanges {
+    pub attached: u64,
+    pub detached: u64,
+    /// Times that no program could be attached to one.
+    pub failed: u64,
+    /// Changes that no event tells of.
+    pub untold: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +183,8 @@ impl Snapshot {
             mode,
             uptime_s: 0.0,
             interfaces: Vec::new(),
+            waiting: Vec::new(),
+            interface_changes: InterfaceChanges::default(),
             packets: Reason::ALL.map(|r| (r.name().into(), Packets::default())).into(),
             blocks: Blocks::default(),
             rules: Kind::ALL.map(|kind| (kind.name().into(), 0)).into(),

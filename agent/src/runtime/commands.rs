@@ -18,9 +18,7 @@ use crate::report::control::{
     AllowInfo, AllowOrigin, BlockAction, BlockInfo, ErrorKind, LibraryInfo, Peer, Request, Response,
 };
 use crate::report::event_log::Event;
-use crate::report::snapshot::{
-    Blocks, Decoy, Interface, Lost, Packets, Reloads, Snapshot, Sockets,
-};
+use crate::report::snapshot::{Blocks, Decoy, Lost, Packets, Reloads, Snapshot, Sockets};
 
 impl<P: PolicyMaps> Core<P> {
     /// Never fails: what goes wrong is an answer.
@@ -267,11 +265,7 @@ impl<P: PolicyMaps> Core<P> {
         let mut snapshot =
             Snapshot::new(env!("CARGO_PKG_VERSION"), std::process::id(), self.config.mode);
         snapshot.uptime_s = self.uptime().as_secs_f64();
-        snapshot.interfaces = self
-            .attachments
-            .iter()
-            .map(|at| Interface { name: at.interface.clone(), hook: at.hook.name().into() })
-            .collect();
+        self.interface_status(&mut snapshot);
         let usage = self.maps.usage();
         snapshot.blocks = Blocks {
             in_force: usage.used.into(),

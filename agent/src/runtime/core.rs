@@ -23,7 +23,7 @@ use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
 use crate::kernel::sockets::{CloseSockets, Spared};
-use crate::kernel::{self, AnswerCounters, Attachment, Count, LossCounters, ReasonCounters};
+use crate::kernel::{self, AnswerCounters, Count, Interfaces, LossCounters, ReasonCounters};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
 use crate::report::snapshot;
@@ -68,7 +68,7 @@ pub(super) struct Core<P> {
     /// Whose connections are never closed, as the kernel's policy has it.
     pub(super) spared: Arc<Spared>,
     pub(super) log: EventLog,
-    pub(super) attachments: Vec<Attachment>,
+    pub(super) interfaces: Option<Interfaces>,
     pub(super) probes: Option<Probes>,
     pub(super) decoy: Option<Decoy>,
     pub(super) recent: Recent,
@@ -124,7 +124,7 @@ impl<P: PolicyMaps> Core<P> {
             closer,
             spared: Arc::default(),
             log,
-            attachments: Vec::new(),
+            interfaces: None,
             probes: None,
             decoy: None,
             recent: Recent::default(),
@@ -150,10 +150,6 @@ impl<P: PolicyMaps> Core<P> {
 
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config)
-    }
-
-    pub fn set_attachments(&mut self, attachments: Vec<Attachment>) {
-        self.attachments = attachments;
     }
 
     pub fn set_probes(&mut self, probes: Probes) {
@@ -322,14 +318,14 @@ impl<P: PolicyMaps> Core<P> {
         }
     }
 
-    fn refresh_host(&mut self, now: Timestamp) {
-        match HostAddresses::read() {
+    pub(super) fn refresh_host(&mut self, now: Timestamp) {
+        let config = self.config();
+        match HostAddresses::read(config.namespaces.iter().map(|namespace| &namespace.path)) {
             Ok(host) if host == self.host => {}
             Ok(host) => {
                 let lifted = self.pipeline.set_host(guards(&host), now);
                 self.host = host;
                 self.carry_out_lifts(&lifted);
-                let config = self.config();
                 if let Err(error) = self.write_policy(&config) {
                     tracing::error!("the allow list can't be changed: {error:#}");
                 }

@@ -8,6 +8,7 @@ mod clock;
 mod commands;
 mod core;
 mod fingerprints;
+mod interfaces;
 mod lists;
 mod policy;
 mod recent;
@@ -29,11 +30,11 @@ use tokio::task::JoinSet;
 
 use self::core::{Core, Parts};
 use crate::capture::probes::{Probes, missing_tracepoints};
-use crate::config::{Answer, Config};
+use crate::config::Config;
 use crate::decoy::Decoy;
 use crate::host::HostAddresses;
 use crate::kernel::sockets::{CloseSockets, Closer};
-use crate::kernel::{self, Attachment};
+use crate::kernel::{self, Interfaces, SharedEbpf};
 use crate::report::control::{Call, ControlSocket, Server};
 use crate::report::event_log::EventLog;
 use crate::report::http;
@@ -100,11 +101,12 @@ fn start(
     config: Config,
     log: EventLog,
 ) -> Result<(Core<kernel::KernelPolicy>, Events)> {
-    let mut loaded = kernel::load(&config)?;
+    let loaded = kernel::load(&config)?;
     for note in &loaded.notes {
         tracing::info!("{note}");
     }
-    let host = HostAddresses::read()?;
+    let namespaces: Vec<_> = config.namespaces.iter().map(|one| one.path.clone()).collect();
+    let host = HostAddresses::read(&namespaces)?;
     let mut core = Core::new(Parts {
         config_path,
         config,
@@ -113,24 +115,18 @@ fn start(
         reasons: loaded.reasons,
         losses: loaded.losses,
         answers: loaded.answers,
-        closer: closer(),
+        closer: closer(&namespaces),
         log,
     })?;
     // The policy is whole before the first packet meets it.
-    let attachments = {
-        let config = core.config();
-        let answers = config.enforce.answer == Answer::Reset;
-        kernel::attach(&mut loaded.ebpf, &config.kernel, &config.interfaces, answers)?
-    };
-    attachments.iter().for_each(tell);
-    core.set_attachments(attachments);
-
     let config = core.config();
-    if let Some(decoy) = decoy(&mut loaded.ebpf, &config)? {
+    let ebpf = SharedEbpf::new(loaded.ebpf);
+    core.set_interfaces(Interfaces::start(ebpf.clone(), &config)?);
+    if let Some(decoy) = decoy(&mut ebpf.lock(), &config)? {
         core.set_decoy(decoy);
     }
     if config.capture.enabled && can_capture()? {
-        core.set_probes(Probes::start(loaded.ebpf, "/proc".into(), &config.capture)?);
+        core.set_probes(Probes::start(ebpf, "/proc".into(), &config.capture)?);
     }
     // SAFETY: the ring buffer owns its file descriptor, always returns the same one, and closes
     // it only when dropped, which `AsyncFd` does after it has deregistered it.
@@ -168,23 +164,14 @@ fn decoy(ebpf: &mut Ebpf, config: &Config) -> Result<Option<Decoy>> {
 }
 
 /// Not being able to close connections keeps nobody from being blocked.
-fn closer() -> Option<Box<dyn CloseSockets>> {
-    match Closer::start(&[]) {
+fn closer(namespaces: &[PathBuf]) -> Option<Box<dyn CloseSockets>> {
+    match Closer::start(namespaces) {
         Ok(closer) => Some(Box::new(closer)),
         Err(error) => {
             tracing::warn!("{error:#}");
             None
         }
     }
-}
-
-fn tell(attachment: &Attachment) {
-    let Attachment { interface, hook, taken_over, passed_over } = attachment;
-    for reason in passed_over {
-        tracing::warn!("{interface}: not {reason}");
-    }
-    let how = if *taken_over { "took over" } else { "attached to" };
-    tracing::info!("{how} {interface} by {}", hook.name());
 }
 
 fn serve(
@@ -219,6 +206,7 @@ async fn event_loop(
 ) -> Result<&'static str> {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let interfaces = core.interfaces_changed();
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok("SIGTERM"),
@@ -229,6 +217,7 @@ async fn event_loop(
                 let _ = core.reload();
                 notify(&[sd_notify::NotifyState::Ready]);
             }
+            () = interfaces.notified() => core.tell_interfaces(),
             result = read_events(core, events) => result.context("the ring buffer can't be read")?,
             Some(call) = calls.recv() => {
                 let Call { request, peer, reply } = call;

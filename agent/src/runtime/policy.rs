@@ -47,7 +47,8 @@ impl<P: PolicyMaps> Core<P> {
                 addresses: service.addresses.clone(),
             })
             .collect();
-        self.maps.set_scopes(&scopes)
+        self.maps.set_scopes(&scopes)?;
+        self.maps.set_tunnels(config.kernel.tunnels)
     }
 
     /// The blocks of an earlier run stay in force, except where a guard or the mode now forbids

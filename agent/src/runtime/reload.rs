@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::core::{Core, http_settings};
 use super::lists;
 use super::policy::{by_operator, canonical_rule};
-use crate::config::{self, Config, Purpose, StaticBlock};
+use crate::config::{self, Config, Kernel, Purpose, StaticBlock};
 use crate::decide::Which;
 use crate::decision::Subject;
 use crate::enforce::{EnforceError, Kind, PolicyMaps, RuleName};
+use crate::kernel::Scope;
 use crate::report::event_log::Event;
 
 impl<P: PolicyMaps> Core<P> {
@@ -53,6 +54,9 @@ impl<P: PolicyMaps> Core<P> {
         let mut config = loaded.config;
         warnings.extend(keep_fixed(&mut config, &self.configured));
         self.adopt(config).map_err(|error| error.to_string())?;
+        if let Some(interfaces) = &self.interfaces {
+            interfaces.reconfigure(Scope::all(&self.config));
+        }
         self.unblock_no_longer_configured(&before);
         self.block_configured(&before);
         self.write_lists(read).map_err(|error| format!("the lists can't be written: {error}"))?;
@@ -102,8 +106,7 @@ impl<P: PolicyMaps> Core<P> {
 /// Puts the values that a reload cannot change back to what the agent runs with; returns what
 /// that comes to elsewhere.
 fn keep_fixed(config: &mut Config, running: &Config) -> Option<String> {
-    config.interfaces.clone_from(&running.interfaces);
-    config.kernel = running.kernel.clone();
+    config.kernel = Kernel { tunnels: config.kernel.tunnels, ..running.kernel.clone() };
     config.capture.enabled = running.capture.enabled;
     config.capture.libraries.clone_from(&running.capture.libraries);
     config.capture.probe_sites = running.capture.probe_sites;
@@ -134,7 +137,7 @@ mod tests {
 
     /// A configuration in which every key that needs a restart differs from the default.
     const CHANGED: &str = r#"
-        interfaces = ["eth7"]
+        interfaces = ["eth0"]
         [kernel]
         attach = "tc"
         pin_dir = "/sys/fs/bpf/elsewhere"

@@ -6,7 +6,7 @@ mod empty_probes;
 pub mod report;
 mod tls;
 mod wrk;
-mod xdp;
+pub mod xdp;
 
 use anyhow::Result;
 

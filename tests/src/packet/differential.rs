@@ -19,7 +19,7 @@ const BATCH: usize = 1_024;
 pub fn max_len(hook: Hook) -> usize {
     match hook {
         Hook::Xdp => 20_000,
-        Hook::Tc => 3_500,
+        Hook::Tc | Hook::TcL3 => 3_500,
     }
 }
 
@@ -81,7 +81,7 @@ impl<'a, R: FnMut(&[u8]) -> Reason> Comparison<'a, R> {
     /// When the verdicts differ, or the program has counted this or one of the last [`BATCH`]
     /// frames otherwise. The frame is then among the regressions.
     pub fn show(&mut self, frame: &[u8], linear: Option<usize>) -> Result<Option<Reason>> {
-        if self.hook == Hook::Tc && !tc_can_run(frame) {
+        if self.hook != Hook::Xdp && !tc_can_run(frame) {
             return Ok(None);
         }
         let expected = (self.reference)(frame);
@@ -228,6 +228,7 @@ fn keep(dir: &Path, hook: Hook, frame: &[u8]) -> Result<PathBuf> {
     let hook = match hook {
         Hook::Xdp => "xdp",
         Hook::Tc => "tc",
+        Hook::TcL3 => "tc-l3",
     };
     fs::create_dir_all(dir)?;
     let path = dir.join(format!("{hook}-{:016x}", hasher.finish()));

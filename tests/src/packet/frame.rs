@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::extension::Extension;
+use crate::scenario::Family;
 
 pub const ETHERNET_LEN: usize = 14;
 
@@ -21,10 +22,13 @@ pub mod ethertype {
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IPV4: u8 = 4;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const IPV6: u8 = 41;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
+    pub const GRE: u8 = 47;
     pub const ESP: u8 = 50;
     pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
@@ -76,12 +80,42 @@ pub enum Transport {
     /// Echo request, of ICMP or ICMPv6 as the address family asks.
     Icmp,
     Esp,
+    /// The payload is an IP packet; see [`Frame::carries`].
+    Tunnel(Tunnel, Family),
     None,
+}
+
+/// How an IP packet travels in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Right behind the outer header (RFC 2003, RFC 2473, RFC 4213).
+    Ip,
+    /// RFC 2784, with the options of RFC 2890.
+    Gre { checksum: bool, key: bool, sequence: bool },
+}
+
+impl Tunnel {
+    /// The GRE header in front of a packet of `family`; nothing for [`Self::Ip`].
+    fn header(self, family: Family) -> Vec<u8> {
+        let Self::Gre { checksum, key, sequence } = self else { return Vec::new() };
+        let flags = u16::from(checksum) << 15 | u16::from(key) << 13 | u16::from(sequence) << 12;
+        let protocol = match family {
+            Family::V4 => ethertype::IPV4,
+            Family::V6 => ethertype::IPV6,
+        };
+        let options = usize::from(checksum) + usize::from(key) + usize::from(sequence);
+        let mut header = [flags.to_be_bytes(), protocol.to_be_bytes()].concat();
+        header.extend(std::iter::repeat_n([0xaa, 0xbb, 0xcc, 0xdd], options).flatten());
+        header
+    }
 }
 
 impl Transport {
     fn protocol(self, is_v6: bool) -> u8 {
         match self {
+            Self::Tunnel(Tunnel::Gre { .. }, _) => protocol::GRE,
+            Self::Tunnel(Tunnel::Ip, Family::V4) => protocol::IPV4,
+            Self::Tunnel(Tunnel::Ip, Family::V6) => protocol::IPV6,
             Self::Tcp { .. } | Self::Segment { .. } => protocol::TCP,
             Self::Udp { .. } => protocol::UDP,
             Self::Icmp if is_v6 => protocol::ICMPV6,
@@ -198,6 +232,14 @@ impl Frame {
         self
     }
 
+    /// Puts the packet of `inner` in the place of transport and payload.
+    pub fn carries(mut self, tunnel: Tunnel, inner: &Frame) -> Self {
+        let family = if inner.source.is_ipv4() { Family::V4 } else { Family::V6 };
+        self.transport = Transport::Tunnel(tunnel, family);
+        self.payload = inner.bytes().split_off(inner.network_at());
+        self
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         for (number, tag) in (1_u16..).zip(&self.tags) {
@@ -299,6 +341,7 @@ impl Frame {
             }
             // Security parameters index and sequence number (RFC 4303, section 2).
             Transport::Esp => (vec![0x0a, 0x0b, 0x0c, 0x0d, 0, 0, 0, 1], None),
+            Transport::Tunnel(tunnel, family) => (tunnel.header(family), None),
             Transport::None => (Vec::new(), None),
         };
         if let Some(at) = checksum_at {

@@ -29,14 +29,18 @@ use portcullis_common::policy::{COST_SHIFT, Limit, Reason, unit};
 use super::frame::Frame;
 use super::reference::Policy;
 
-/// The two programs that share the policy.
+/// The programs that share the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     Xdp,
     Tc,
+    /// For packets without Ethernet header. A test run has one, untagged, for the kernel, and the
+    /// program sees what is behind it.
+    TcL3,
 }
 
 impl Hook {
+    /// Those that look at Ethernet headers.
     pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 }
 
@@ -79,7 +83,7 @@ struct Pins(PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if let Err(error) = kernel::detach(&self.0) {
+        if let Err(error) = kernel::detach(&self.0, &[]) {
             eprintln!("{} is left behind: {error:#}", self.0.display());
         }
     }
@@ -134,9 +138,11 @@ impl Kernel {
         let mut loaded = kernel::load(&config)?;
         let xdp: &mut Xdp = loaded.ebpf.program_mut(program::XDP).context("no XDP")?.try_into()?;
         xdp.load()?;
-        let tc: &mut SchedClassifier =
-            loaded.ebpf.program_mut(program::TC).context("no TC")?.try_into()?;
-        tc.load()?;
+        for name in [program::TC, program::TC_L3] {
+            let tc: &mut SchedClassifier =
+                loaded.ebpf.program_mut(name).with_context(|| format!("no {name}"))?.try_into()?;
+            tc.load().with_context(|| format!("the verifier refuses {name}"))?;
+        }
         Ok(Self { loaded, config, pins })
     }
 
@@ -243,6 +249,7 @@ impl Kernel {
         }
         maps.set_allowed(&policy.allowed)?;
         maps.set_failsafe(&policy.failsafe_tcp, &policy.failsafe_udp)?;
+        maps.set_tunnels(policy.tunnels)?;
         self.stop_limits()
     }
 
@@ -284,7 +291,9 @@ impl Judge<'_> {
         options.repeat = input.repeat;
         let result = match self.hook {
             Hook::Xdp => <&Xdp>::try_from(self.program)?.test_run(options)?,
-            Hook::Tc => <&SchedClassifier>::try_from(self.program)?.test_run(options)?,
+            Hook::Tc | Hook::TcL3 => {
+                <&SchedClassifier>::try_from(self.program)?.test_run(options)?
+            }
         };
         Ok((self.hook.verdict(result.return_value)?, result.duration))
     }
@@ -297,7 +306,7 @@ impl Judge<'_> {
         let test = unsafe { &mut attr.test };
         test.prog_fd = match self.hook {
             Hook::Xdp => <&Xdp>::try_from(self.program)?.fd()?.as_fd().as_raw_fd() as u32,
-            Hook::Tc => {
+            Hook::Tc | Hook::TcL3 => {
                 <&SchedClassifier>::try_from(self.program)?.fd()?.as_fd().as_raw_fd() as u32
             }
         };
@@ -322,6 +331,7 @@ impl Hook {
         let name = match self {
             Self::Xdp => program::XDP,
             Self::Tc => program::TC,
+            Self::TcL3 => program::TC_L3,
         };
         let program = ebpf.program(name).with_context(|| format!("no {name}"))?;
         Ok(Judge { hook: self, program })
@@ -332,8 +342,8 @@ impl Hook {
         const UNSPEC: u32 = -1_i32 as u32;
         match (self, returned) {
             // XDP_DROP and XDP_PASS; TC_ACT_SHOT and TC_ACT_UNSPEC.
-            (Self::Xdp, 1) | (Self::Tc, 2) => Ok(Verdict::Drop),
-            (Self::Xdp, 2) | (Self::Tc, UNSPEC) => Ok(Verdict::Pass),
+            (Self::Xdp, 1) | (Self::Tc | Self::TcL3, 2) => Ok(Verdict::Drop),
+            (Self::Xdp, 2) | (Self::Tc | Self::TcL3, UNSPEC) => Ok(Verdict::Pass),
             _ => bail!("{self:?} returned {returned}"),
         }
     }
@@ -343,7 +353,7 @@ impl Hook {
     fn context(self, linear: usize) -> Vec<u8> {
         let (words, data_end) = match self {
             Self::Xdp => (6, 1),
-            Self::Tc => (48, 20),
+            Self::Tc | Self::TcL3 => (48, 20),
         };
         let mut context = vec![0_u32; words];
         context[data_end] = linear as u32;

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use portcullis::enforce::Flow;
 
 use super::extension::Extension;
-use super::frame::{Fragment, Frame, Transport, ethertype, protocol};
+use super::frame::{Fragment, Frame, Transport, Tunnel, ethertype, protocol};
 
 const EXTENSION_PROTOCOLS: [u8; 6] = [
     protocol::HOP_BY_HOP,
@@ -39,7 +39,7 @@ impl Frames {
 
     /// Half of the frames are mutated.
     pub fn next_frame(&mut self) -> Vec<u8> {
-        let mut bytes = self.well_formed().bytes();
+        let mut bytes = self.maybe_in_tunnels().bytes();
         if self.rng.bool() {
             for _ in 0..self.rng.usize(1..=4) {
                 self.mutate(&mut bytes);
@@ -55,6 +55,23 @@ impl Frames {
             0 => Some(self.rng.usize(0..=len.min(100))),
             _ => None,
         }
+    }
+
+    /// A quarter are tunnels, and some of those carry tunnels.
+    fn maybe_in_tunnels(&mut self) -> Frame {
+        let mut frame = self.well_formed();
+        while self.rng.u8(0..4) == 0 {
+            let tunnel = match self.rng.bool() {
+                true => Tunnel::Ip,
+                false => Tunnel::Gre {
+                    checksum: self.rng.bool(),
+                    key: self.rng.bool(),
+                    sequence: self.rng.bool(),
+                },
+            };
+            frame = self.well_formed().carries(tunnel, &frame);
+        }
+        frame
     }
 
     fn well_formed(&mut self) -> Frame {

@@ -26,6 +26,7 @@ pub struct Policy {
     pub allowed: Vec<IpNet>,
     pub failsafe_tcp: Vec<u16>,
     pub failsafe_udp: Vec<u16>,
+    pub tunnels: bool,
 }
 
 /// What a policy makes of frames that come one after the other. Limits regain nothing: no time passes.
@@ -102,17 +103,41 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// The order of policy: networks from the longest to the shortest, the flow, its fingerprint, the
-    /// fingerprint in networks. The first drop, and the first that would have been one but for the
-    /// allow list or the port, is the last word; else the strongest reason to pass is it.
+    /// What is said of a frame that begins with an Ethernet header.
     pub fn judge(&mut self, frame: &[u8]) -> Reason {
-        let packet = match Packet::of(frame) {
+        self.judge_all(Packet::of(frame), frame.len() as u64)
+    }
+
+    /// What is said of the packet behind an untagged Ethernet header, on an interface that has
+    /// none.
+    pub fn judge_l3(&mut self, frame: &[u8]) -> Reason {
+        self.judge_all(Packet::behind_header(frame), frame.len() as u64)
+    }
+
+    /// A packet in a tunnel is judged beside the one that carries it, and either can have it
+    /// dropped.
+    fn judge_all(&mut self, packet: Result<Packet, Reason>, len: u64) -> Reason {
+        let packet = match packet {
             Ok(packet) => packet,
             Err(reason) => return reason,
         };
+        let drops = |reason| matches!(reason, Reason::DropDenied | Reason::DropLimited);
+        let outer = self.judge_one(&packet, len);
+        let Some(inner) = packet.inner.as_deref().filter(|_| self.policy.tunnels && !drops(outer))
+        else {
+            return outer;
+        };
+        let inner = self.judge_one(inner, len);
+        if drops(inner) || outer == Reason::PassNoMatch { inner } else { outer }
+    }
+
+    /// The order of policy: networks from the longest to the shortest, the flow, its fingerprint, the
+    /// fingerprint in networks. The first drop, and the first that would have been one but for the
+    /// allow list or the port, is the last word; else the strongest reason to pass is it.
+    fn judge_one(&mut self, packet: &Packet, len: u64) -> Reason {
         let mut strongest = Reason::PassNoMatch;
-        for rule in self.rules_of(&packet) {
-            match self.apply(rule, &packet, frame.len() as u64) {
+        for rule in self.rules_of(packet) {
+            match self.apply(rule, packet, len) {
                 None => {}
                 Some(last_word) if strength(last_word).is_none() => return last_word,
                 Some(reason) if strength(reason) > strength(strongest) => strongest = reason,
@@ -250,7 +275,7 @@ enum Port {
     Udp { from: u16, to: u16 },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Packet {
     /// IPv4 in either form is IPv4.
     source: IpAddr,
@@ -259,9 +284,43 @@ struct Packet {
     port: Option<Port>,
     /// A TCP segment that asks for a connection.
     opens: bool,
+    /// The packet in a tunnel.
+    inner: Option<Box<Packet>>,
 }
 
 impl Packet {
+    fn behind_header(frame: &[u8]) -> Result<Self, Reason> {
+        let mut rest = Reader(frame);
+        rest.skip(12).ok_or(Reason::PassTruncated)?;
+        match rest.u16().ok_or(Reason::PassTruncated)? {
+            ethertype::IPV4 => Self::v4(rest).ok_or(Reason::PassTruncated),
+            ethertype::IPV6 => Self::v6(rest).ok_or(Reason::PassTruncated),
+            _ => Err(Reason::PassNotIp),
+        }
+    }
+
+    /// RFC 2003 and RFC 2473; RFC 2784 with the options of RFC 2890.
+    fn within(next: u8, mut rest: Reader) -> Option<Self> {
+        match next {
+            protocol::IPV4 => Self::v4(rest),
+            protocol::IPV6 => Self::v6(rest),
+            protocol::GRE => {
+                let (flags, kind) = (rest.u16()?, rest.u16()?);
+                // Routing and versions other than 0.
+                if flags & 0x4007 != 0 {
+                    return None;
+                }
+                rest.skip(4 * (flags & 0xb000).count_ones() as usize)?;
+                match kind {
+                    ethertype::IPV4 => Self::v4(rest),
+                    ethertype::IPV6 => Self::v6(rest),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
     fn of(frame: &[u8]) -> Result<Self, Reason> {
         let mut rest = Reader(frame);
         rest.skip(12).ok_or(Reason::PassTruncated)?;
@@ -320,6 +379,7 @@ impl Packet {
             destination: destination.map(|address| address.to_canonical()),
             port: transport.and_then(|(next, rest)| Port::of(next, rest)),
             opens: transport.is_some_and(|(next, rest)| next == protocol::TCP && opens(rest)),
+            inner: transport.and_then(|(next, rest)| Self::within(next, rest)).map(Box::new),
         }
     }
 

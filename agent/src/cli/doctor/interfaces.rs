@@ -3,118 +3,96 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use futures_util::TryStreamExt as _;
-use nix::net::if_::{if_nameindex, if_nametoindex};
+use anyhow::Result;
+use nix::net::if_::if_nameindex;
 use portcullis_common::names::program;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 
 use super::Check;
-use crate::config::Config;
-use crate::kernel::ensure_ethernet;
+use crate::config::{Config, is_pattern, selects};
+use crate::kernel::{LinkKind, Namespace, Occupant, link_kind, occupant};
 
 const AREA: &str = "interfaces";
 const SYS_CLASS_NET: &str = "/sys/class/net";
 
-/// An XDP program on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Xdp {
-    mode: &'static str,
-    /// `None` when several are attached.
-    program: Option<u32>,
-}
-
 /// # Errors
 /// When the kernel can't be asked about an interface that exists.
 pub(super) fn look(config: &Config, checks: &mut Vec<Check>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    for name in &config.interfaces {
-        if if_nametoindex(name.as_str()).is_err() {
-            let advice = format!("`interfaces` may name any of: {}", interface_names().join(", "));
-            checks.push(Check::missing(AREA, name, "there is no such interface", advice));
-            continue;
-        }
-        if let Err(error) = ensure_ethernet(name) {
-            let advice = "name the interface below it that has Ethernet headers";
-            checks.push(Check::missing(AREA, name, format!("{error:#}"), advice));
-            continue;
-        }
-        let xdp = runtime.block_on(xdp_on(name));
-        let xdp = xdp.with_context(|| format!("can't ask the kernel about {name}"))?;
-        checks.push(judge(name, &driver_of(name), xdp, program_name));
-    }
-    if config.interfaces.is_empty() {
+    if config.interfaces.is_empty() && config.namespaces.is_empty() {
         let advice = format!("set `interfaces` to some of: {}", interface_names().join(", "));
         checks.push(Check::missing(AREA, "interfaces", "none configured", advice));
+    }
+    look_here(&config.interfaces, "", checks)?;
+    for namespace in &config.namespaces {
+        let path = namespace.path.display().to_string();
+        match Namespace::open(&namespace.path) {
+            Ok(Some(open)) => {
+                let place = format!(" in {path}");
+                open.run(|| look_here(&namespace.interfaces, &place, checks))?;
+            }
+            Ok(None) => {
+                let advice = "its interfaces get their programs when it appears";
+                checks.push(Check::warning(AREA, path, "there is no such namespace", advice));
+            }
+            Err(error) => {
+                let advice = "run as the agent's user";
+                checks.push(Check::missing(AREA, path, format!("{error:#}"), advice));
+            }
+        }
     }
     Ok(())
 }
 
-fn judge(
-    name: &str,
-    driver: &str,
-    xdp: Option<Xdp>,
-    program_name: impl Fn(u32) -> Option<String>,
-) -> Check {
+/// In this thread's network namespace, called `place`.
+fn look_here(interfaces: &[String], place: &str, checks: &mut Vec<Check>) -> Result<()> {
+    let there = interface_names();
+    let absent = interfaces.iter().filter(|entry| !is_pattern(entry) && !there.contains(entry));
+    for name in absent {
+        let advice = format!(
+            "the agent waits for it, unless none of the others is there; there are: {}",
+            there.join(", ")
+        );
+        let name = format!("{name}{place}");
+        checks.push(Check::missing(AREA, name, "there is no such interface", advice));
+    }
+    for name in there.iter().filter(|name| selects(interfaces, name)) {
+        let shown = format!("{name}{place}");
+        match link_kind(name) {
+            Ok(kind) => checks.push(judge(name, &shown, kind, &driver_of(name), occupant(name)?)),
+            Err(error) => {
+                let advice = "name the interface below it that has Ethernet headers";
+                checks.push(Check::missing(AREA, shown, format!("{error:#}"), advice));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn judge(name: &str, shown: &str, kind: LinkKind, driver: &str, xdp: Option<Occupant>) -> Check {
+    if kind == LinkKind::Layer3 {
+        let found = format!("driver {driver}, packets without Ethernet header, by TC");
+        return Check::ok(AREA, shown, found);
+    }
     let Some(xdp) = xdp else {
-        return Check::ok(AREA, name, format!("driver {driver}, no XDP program attached"));
+        return Check::ok(AREA, shown, format!("driver {driver}, no XDP program attached"));
     };
-    let attached = xdp.program.and_then(program_name);
-    let shown = attached.as_deref().unwrap_or("a program that can't be looked at");
-    let found = format!("driver {driver}, {} XDP: {shown}", xdp.mode);
-    match attached.as_deref() {
-        Some(program::XDP) if xdp.mode != "generic" => Check::ok(AREA, name, found),
+    let found = format!("driver {driver}, XDP: {xdp}");
+    match xdp.name.as_deref() {
+        Some(program::XDP) if xdp.mode != "generic" => Check::ok(AREA, shown, found),
         Some(program::XDP) => Check::warning(
             AREA,
-            name,
+            shown,
             found,
             "generic XDP drops later and at a higher cost; a network card whose driver has XDP \
              of its own would do it earlier",
         ),
         _ => {
             let advice = format!(
-                "only one XDP program fits: Portcullis uses TC here, unless this one goes \
-                 (`ip link set dev {name} xdp off`)"
+                "only one XDP program fits: Portcullis uses TC here, unless this one goes before \
+                 the agent starts (`ip link set dev {name} xdp off`)"
             );
-            Check::warning(AREA, name, found, advice)
+            Check::warning(AREA, shown, found, advice)
         }
     }
-}
-
-/// The XDP program on an interface, as RTM_GETLINK reports it (rtnetlink(7)).
-async fn xdp_on(name: &str) -> Result<Option<Xdp>> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    let connection = tokio::spawn(connection);
-    let link = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
-    connection.abort();
-    Ok(link?.as_ref().and_then(xdp_of))
-}
-
-fn xdp_of(link: &LinkMessage) -> Option<Xdp> {
-    let parts = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(parts) => Some(parts),
-        _ => None,
-    })?;
-    let mode = parts.iter().find_map(|part| match part {
-        LinkXdp::Attached(XdpAttached::Driver) => Some("native"),
-        LinkXdp::Attached(XdpAttached::SocketBuffer) => Some("generic"),
-        LinkXdp::Attached(XdpAttached::Hardware) => Some("offloaded"),
-        LinkXdp::Attached(XdpAttached::Multiple) => Some("several kinds of"),
-        _ => None,
-    })?;
-    let program = parts.iter().find_map(|part| match part {
-        LinkXdp::ProgId(id) => Some(*id),
-        _ => None,
-    });
-    Some(Xdp { mode, program })
-}
-
-/// The name of a loaded program; `None` without the right to look.
-fn program_name(id: u32) -> Option<String> {
-    aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned))
 }
 
 fn driver_of(name: &str) -> String {
@@ -140,37 +118,20 @@ mod tests {
 
     #[test]
     fn what_sits_on_an_interface_decides() {
-        let native = Some(Xdp { mode: "native", program: Some(7) });
-        let generic = Some(Xdp { mode: "generic", program: Some(7) });
-        let ours = |_| Some(program::XDP.to_owned());
-        let theirs = |_| Some("xdp_filter".to_owned());
-        let hidden = |_| None;
-        assert_eq!(judge("eth0", "virtio_net", None, ours).state, State::Ok);
-        assert_eq!(judge("eth0", "virtio_net", native, ours).state, State::Ok);
-        assert_eq!(judge("eth0", "virtio_net", generic, ours).state, State::Warning);
-        let foreign = judge("eth0", "virtio_net", native, theirs);
+        let xdp = |mode, name: Option<&str>| {
+            Some(Occupant { mode, id: Some(7), name: name.map(str::to_owned) })
+        };
+        let eth0 = |xdp| judge("eth0", "eth0", LinkKind::Ethernet, "virtio_net", xdp);
+        assert_eq!(eth0(None).state, State::Ok);
+        assert_eq!(eth0(xdp("native", Some(program::XDP))).state, State::Ok);
+        assert_eq!(eth0(xdp("generic", Some(program::XDP))).state, State::Warning);
+        let foreign = eth0(xdp("native", Some("xdp_filter")));
         assert_eq!(foreign.state, State::Warning);
-        assert_eq!(foreign.found, "driver virtio_net, native XDP: xdp_filter");
+        assert_eq!(foreign.found, "driver virtio_net, XDP: xdp_filter, program 7 (native)");
         let advice = foreign.advice.expect("what to do");
         assert!(advice.contains("ip link set dev eth0 xdp off"), "{advice}");
-        assert_eq!(judge("eth0", "virtio_net", native, hidden).state, State::Warning);
-    }
-
-    #[test]
-    fn the_kernels_answer_is_read() {
-        let mut link = LinkMessage::default();
-        assert_eq!(xdp_of(&link), None);
-        let parts = vec![LinkXdp::Attached(XdpAttached::None)];
-        link.attributes = vec![LinkAttribute::Xdp(parts)];
-        assert_eq!(xdp_of(&link), None);
-        let parts = vec![LinkXdp::Attached(XdpAttached::SocketBuffer), LinkXdp::ProgId(9)];
-        link.attributes = vec![LinkAttribute::Xdp(parts)];
-        assert_eq!(xdp_of(&link), Some(Xdp { mode: "generic", program: Some(9) }));
-    }
-
-    #[tokio::test]
-    async fn the_loopback_interface_can_be_asked_about() {
-        assert_eq!(xdp_on("lo").await.expect("the kernel answers"), None);
-        assert!(xdp_on("no-such-link").await.is_err());
+        assert_eq!(eth0(xdp("native", None)).state, State::Warning);
+        let tun = judge("tun0", "tun0 in blue", LinkKind::Layer3, "tun", None);
+        assert_eq!((tun.state, tun.name.as_str()), (State::Ok, "tun0 in blue"));
     }
 }

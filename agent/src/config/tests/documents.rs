@@ -47,6 +47,7 @@ fn the_samples_of_the_example_are_right() {
     let loaded = parse(&samples(), "samples", Purpose::Replay).unwrap();
     assert_eq!(loaded.warnings, []);
     assert_eq!((loaded.config.blocked.len(), loaded.config.lists.len()), (5, 1));
+    assert_eq!(loaded.config.namespaces[0].interfaces, ["eth*"]);
     let [shop] = loaded.config.services.as_slice() else { panic!("{:?}", loaded.config) };
     assert_eq!((&*shop.name, shop.mode), ("shop", Some(Mode::Observe)));
     assert_eq!(shop.logins[0].failure.len(), 3);
@@ -72,7 +73,7 @@ fn the_example_shows_every_key_and_its_default() {
 fn the_example_marks_the_keys_that_need_a_restart() {
     for doc in reference().into_iter().filter(|doc| !doc.key.starts_with("service.")) {
         let (section, name) = doc.key.rsplit_once('.').unwrap_or(("", doc.key));
-        if section == "block" || section == "list" {
+        if ["block", "list", "namespace"].contains(&section) {
             continue;
         }
         let body = match section {

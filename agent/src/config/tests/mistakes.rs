@@ -10,6 +10,26 @@ fn refuses(text: &str, expected: &[&str]) {
 }
 
 #[test]
+fn namespaces_are_checked() {
+    refuses(
+        "[[namespace]]\npath = 'run/netns/a'\ninterfaces = ['!']\n[[namespace]]\n[[namespace]]\n\
+         path = '/a'\ninterfaces = ['eth0']\n[[namespace]]\npath = '/a'\ninterfaces = ['*', '!lo']",
+        &[
+            r#"2:8: namespace[0].path: is "run/netns/a", but must be an absolute path without "..", of at most 60 bytes"#,
+            r#"3:15: namespace[0].interfaces[0]: is "!", but must be the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1""#,
+            r#"4:1: namespace[1].path: is missing: must be an absolute path without "..", of at most 60 bytes"#,
+            r#"4:1: namespace[1].interfaces: names no network interface: write for example interfaces = ["eth0"]"#,
+            r#"9:8: namespace[3].path: "/a" is the namespace on line 6 already"#,
+        ],
+    );
+    // A namespace is enough.
+    refuses("[[namespace]]\npath = '/a'\ninterfaces = ['eth0']", &[]);
+    let long =
+        format!("interfaces = []\n[[namespace]]\npath = '/{}'\ninterfaces = ['a']", "a".repeat(60));
+    assert_eq!(mistakes(&long).len(), 1);
+}
+
+#[test]
 fn interfaces_are_checked() {
     refuses(
         "",
@@ -26,15 +46,15 @@ fn interfaces_are_checked() {
     refuses(
         "interfaces = 'eth0'",
         &[
-            r#"1:14: interfaces: is "eth0", but must be a list, each entry the name of a network interface, of 1 to 15 bytes: write ["eth0"]"#,
+            r#"1:14: interfaces: is "eth0", but must be a list, each entry the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1": write ["eth0"]"#,
         ],
     );
     refuses(
         "interfaces = ['', 'eth0', 'a name', 'sixteen_bytes_xx', 'eth0']",
         &[
-            r#"1:15: interfaces[0]: is "", but must be the name of a network interface, of 1 to 15 bytes"#,
-            r#"1:27: interfaces[2]: is "a name", but must be the name of a network interface, of 1 to 15 bytes"#,
-            r#"1:37: interfaces[3]: is "sixteen_bytes_xx", but must be the name of a network interface, of 1 to 15 bytes"#,
+            r#"1:15: interfaces[0]: is "", but must be the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1""#,
+            r#"1:27: interfaces[2]: is "a name", but must be the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1""#,
+            r#"1:37: interfaces[3]: is "sixteen_bytes_xx", but must be the name of a network interface, of 1 to 15 bytes, or a pattern such as "eth*" or "!eth1""#,
             r#"1:57: interfaces[4]: "eth0" is listed twice, first on line 1"#,
         ],
     );
@@ -51,7 +71,7 @@ fn unknown_keys_are_refused_with_what_was_meant() {
         &[
             r"3:1: kernel.pin-dir: unknown key; did you mean `pin_dir`?",
             r"4:1: kernel.max_block: unknown key; did you mean `max_blocks`?",
-            r"5:1: kernel.foo: unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed",
+            r"5:1: kernel.foo: unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed, tunnels",
         ],
     );
     refuses(
@@ -499,8 +519,8 @@ fn columns_count_characters() {
     refuses(
         "interfaces=['a']\n# ü\n\"ü\" = 1\nkernel = { \"ü\" = 1, attach = 'x' }",
         &[
-            r#"3:1: "ü": unknown key; known here: mode, interfaces, block, list, kernel, capture, guards, service, detect, decide, enforce, decoy, report"#,
-            r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed"#,
+            r#"3:1: "ü": unknown key; known here: mode, interfaces, namespace, block, list, kernel, capture, guards, service, detect, decide, enforce, decoy, report"#,
+            r#"4:12: kernel."ü": unknown key; known here: attach, pin_dir, max_blocks, operator_reserve, max_allowed, tunnels"#,
             r#"4:30: kernel.attach: is "x", but must be "auto", "xdp-native", "xdp-generic", "tc" or "clsact""#,
         ],
     );

@@ -1,14 +1,20 @@
 use super::*;
 use crate::decision::Mode;
 use crate::report::snapshot::{
-    Blocks as BlocksOf, Decoy, EventLogCount, Interface, List, Lost, Packets as PacketsOf,
-    Reloads as ReloadsOf, Snapshot, Sockets,
+    Blocks as BlocksOf, Decoy, EventLogCount, Interface, InterfaceChanges, List, Lost,
+    Packets as PacketsOf, Reloads as ReloadsOf, Snapshot, Sockets,
 };
 
 fn snapshot() -> Snapshot {
     let mut of = Snapshot::new("1.2.3", 42, Mode::Enforce);
     of.uptime_s = 12.5;
-    of.interfaces = vec![Interface { name: "eth\"0".into(), hook: "xdp-native".into() }];
+    of.interfaces = vec![Interface {
+        name: "eth\"0".into(),
+        namespace: Some("/run/netns/blue".into()),
+        hook: "xdp-native".into(),
+        passed_over: Vec::new(),
+    }];
+    of.interface_changes = InterfaceChanges { attached: 3, detached: 2, failed: 1, untold: 0 };
     of.packets.insert("drop_denied".into(), PacketsOf { packets: 7, bytes: 420 });
     of.blocks = BlocksOf { in_force: 3, capacity: 131_072, operator_reserve: 4_096, failed: 1 };
     of.rules.insert("rate_limit".into(), 2);

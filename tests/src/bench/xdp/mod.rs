@@ -13,7 +13,7 @@ mod networks;
 mod nftables;
 mod policy;
 mod random;
-mod xdp_filter;
+pub mod xdp_filter;
 
 use std::thread;
 

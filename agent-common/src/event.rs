@@ -137,17 +137,17 @@ impl HelloCount {
     /// The name under which metrics and the command line show it.
     pub const fn name(self) -> &'static str {
         match self {
-            HelloCount::Fingerprinted => "fingerprinted",
-            HelloCount::Malformed => "malformed",
-            HelloCount::TooLong => "too_long",
-            HelloCount::TooManyValues => "too_many_values",
-            HelloCount::TooManyPieces => "too_many_pieces",
-            HelloCount::Evicted => "evicted",
-            HelloCount::Contended => "contended",
-            HelloCount::Unreadable => "unreadable",
-            HelloCount::NotKept => "not_kept",
-            HelloCount::Unreported => "unreported",
-            HelloCount::RingFull => "ring_full",
+            HelloCount::Fingerprinted => "hello_fingerprinted",
+            HelloCount::Malformed => "hello_malformed",
+            HelloCount::TooLong => "hello_too_long",
+            HelloCount::TooManyValues => "hello_too_many_values",
+            HelloCount::TooManyPieces => "hello_too_many_pieces",
+            HelloCount::Evicted => "hello_evicted",
+            HelloCount::Contended => "hello_contended",
+            HelloCount::Unreadable => "hello_unreadable",
+            HelloCount::NotKept => "hello_not_kept",
+            HelloCount::Unreported => "hello_unreported",
+            HelloCount::RingFull => "hello_ring_full",
         }
     }
 }

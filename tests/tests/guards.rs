@@ -146,15 +146,16 @@ fn the_host_its_gateway_and_its_resolver_cannot_be_blocked() {
     refuses(&agent, gateway.into(), &format!("{gateway} is this host's gateway"));
     refuses(&agent, resolver.into(), &format!("{resolver} is this host's DNS resolver"));
     refuses(&agent, "127.0.0.1".parse().expect("an address"), "is this host's loopback");
-    // Its /64 can be: in the kernel, the host within it goes first.
+    // Its /64 can be blocked: within it, the host goes first in the kernel.
     let [a, b, c, d, ..] = server.v6().segments();
-    let net = format!("{a:x}:{b:x}:{c:x}:{d:x}::/64");
-    let output = agent.command("block", &[&net]).expect("the command runs");
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let net: ipnet::IpNet = format!("{a:x}:{b:x}:{c:x}:{d:x}::/64").parse().expect("a network");
+    let net = net.to_string();
+    assert_eq!(agent.json("block", &[&net]).expect("a block")["target"], net);
 
     // The kernel lets them through, whatever its rules say.
     let allowed = agent.json("allow", &["list"]).expect("the allow list");
-    for ip in [IpAddr::from(server.v4()), gateway.into(), resolver.into()] {
+    let guarded = [server.v4().into(), server.v6().into(), gateway.into(), resolver.into()];
+    for ip in guarded {
         let entry = |entry: &Value| entry["target"] == host_net(ip) && entry["origin"] == "host";
         assert!(allowed.as_array().expect("a list").iter().any(entry), "{ip}: {allowed}");
     }

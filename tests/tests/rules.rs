@@ -47,7 +47,7 @@ fn an_attacker_is_slowed_down() {
         Ok(sockets.collect::<Vec<_>>())
     };
     let sockets = scene.attacker().run(connect).expect("a namespace");
-    let passed = sockets.into_iter().filter(|socket| is_connected(socket)).count();
+    let passed = sockets.into_iter().filter(is_connected).count();
     let most = 3 + 1 + started.elapsed().as_secs() as usize;
     assert!((3..=most).contains(&passed), "{passed} of 40 connections in {:?}", started.elapsed());
 

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
 use portcullis_common::answer::Answered;
-use portcullis_common::event::Loss;
+use portcullis_common::event::{HelloCount, Loss};
 use portcullis_common::policy::{PacketCount, Reason};
 
 /// An enum whose values are the slots of a counter map.
@@ -92,5 +92,25 @@ impl<S: Slot> Counters<S> {
 
     pub fn all(&self) -> Result<Vec<Count>> {
         S::ALL.iter().map(|&slot| self.get(slot)).collect()
+    }
+}
+
+/// What became of ClientHellos since the programs were loaded.
+pub struct HelloCounters(PerCpuArray<MapData, u64>);
+
+impl HelloCounters {
+    pub(super) fn new(map: PerCpuArray<MapData, u64>) -> Self {
+        Self(map)
+    }
+
+    pub fn get(&self, what: HelloCount) -> Result<u64> {
+        let per_cpu = self.0.get(&(what as u32), 0);
+        let per_cpu = per_cpu.with_context(|| format!("can't read counter {}", what.name()))?;
+        Ok(per_cpu.iter().fold(0, |sum, count| sum.wrapping_add(*count)))
+    }
+
+    /// By [`HelloCount::name`].
+    pub fn all(&self) -> Result<Vec<(&'static str, u64)>> {
+        HelloCount::ALL.iter().map(|&what| Ok((what.name(), self.get(what)?))).collect()
     }
 }

@@ -11,7 +11,7 @@ use portcullis_common::names::{capacity, global, map, pinned};
 
 use super::bpffs::make_pin_dir;
 use super::btf::{Btf, sock_offsets};
-use super::counters::{AnswerCounters, LossCounters, ReasonCounters};
+use super::counters::{AnswerCounters, HelloCounters, LossCounters, ReasonCounters};
 use super::open::Sizes;
 use super::pins::{PinDir, remove_maps};
 use super::policy::KernelPolicy;
@@ -28,6 +28,7 @@ pub struct Loaded {
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
     pub answers: AnswerCounters,
+    pub hellos: HelloCounters,
     pub events: RingBuf<MapData>,
     /// What a person should know about what was found and done.
     pub notes: Vec<String>,
@@ -67,6 +68,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
         policy,
         reasons: ReasonCounters::new(take(&mut ebpf, pinned::REASONS)?),
         answers: AnswerCounters::new(take(&mut ebpf, map::ANSWERS)?),
+        hellos: HelloCounters::new(take(&mut ebpf, map::HELLO_COUNTS)?),
         losses: LossCounters::new(take(&mut ebpf, map::LOSSES)?),
         events: take(&mut ebpf, map::EVENTS)?,
         ebpf,

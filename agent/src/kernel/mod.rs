@@ -37,7 +37,7 @@ pub use addresses::{flow_addresses, network_of};
 pub use attach::{Attachment, Hook, SharedEbpf};
 pub use btf::{Btf, sock_offsets};
 pub use clock::{coarse_now, monotonic_now, wall_clock_offset};
-pub use counters::{AnswerCounters, Count, Counters, LossCounters, ReasonCounters};
+pub use counters::{AnswerCounters, Count, Counters, HelloCounters, LossCounters, ReasonCounters};
 pub use interfaces::{Change, Interfaces, Scope, State as InterfaceState, Waiting};
 pub use link_type::{LinkKind, link_kind};
 pub use load::{Loaded, OBJECT, load};

@@ -314,6 +314,8 @@ impl<P: PolicyMaps> Core<P> {
             let packets = Packets { packets: count.packets, bytes: count.bytes };
             snapshot.packets.insert(count.name.into(), packets);
         }
+        let hellos = self.hellos.all()?.into_iter().map(|(name, count)| (name.into(), count));
+        snapshot.fingerprints.extend(hellos);
         snapshot.answers = self.answers.all()?.map(|(name, count)| (name.into(), count)).into();
         for count in self.losses.all()? {
             let lost = Lost { events: count.packets, bytes: count.bytes };
@@ -329,7 +331,7 @@ impl<P: PolicyMaps> Core<P> {
         snapshot.transactions = counts.get(Counter::Transactions);
         snapshot.http = counts.iter().map(|(k, v)| (k.into(), v)).collect();
         let counts = self.fingerprints.counts();
-        snapshot.fingerprints = counts.map(|(k, v)| (k.into(), v)).collect();
+        snapshot.fingerprints.extend(counts.map(|(k, v)| (k.into(), v)));
         let totals = &self.totals;
         snapshot.findings = totals.findings.iter().map(|(k, v)| ((*k).into(), *v)).collect();
         snapshot.decisions = totals.decisions.iter().map(|(k, v)| ((*k).into(), *v)).collect();

@@ -23,7 +23,9 @@ use crate::flow::{Chunk, Side};
 use crate::host::HostAddresses;
 use crate::http::{self, CredentialKey, Http};
 use crate::kernel::sockets::{CloseSockets, Spared};
-use crate::kernel::{self, AnswerCounters, Count, Interfaces, LossCounters, ReasonCounters};
+use crate::kernel::{
+    self, AnswerCounters, Count, HelloCounters, Interfaces, LossCounters, ReasonCounters,
+};
 use crate::pipeline::{Output, Pipeline};
 use crate::report::event_log::{Event, EventLog};
 use crate::report::snapshot;
@@ -44,6 +46,7 @@ pub(super) struct Parts<P> {
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
     pub answers: AnswerCounters,
+    pub hellos: HelloCounters,
     /// `None` where connections can't be closed.
     pub closer: Option<Box<dyn CloseSockets>>,
     pub log: EventLog,
@@ -64,6 +67,7 @@ pub(super) struct Core<P> {
     pub(super) reasons: ReasonCounters,
     pub(super) losses: LossCounters,
     pub(super) answers: AnswerCounters,
+    pub(super) hellos: HelloCounters,
     pub(super) closer: Option<Box<dyn CloseSockets>>,
     /// Whose connections are never closed, as the kernel's policy has it.
     pub(super) spared: Arc<Spared>,
@@ -98,8 +102,18 @@ pub(super) struct Totals {
 
 impl<P: PolicyMaps> Core<P> {
     pub fn new(parts: Parts<P>) -> Result<Self> {
-        let Parts { config_path, config, host, maps, reasons, losses, answers, closer, log } =
-            parts;
+        let Parts {
+            config_path,
+            config,
+            host,
+            maps,
+            reasons,
+            losses,
+            answers,
+            hellos,
+            closer,
+            log,
+        } = parts;
         let effective = Arc::new(config.clone());
         // The key lives as long as the agent, so nobody can later tell what was hashed.
         let key = CredentialKey::new(&random::<32>()?);
@@ -121,6 +135,7 @@ impl<P: PolicyMaps> Core<P> {
             reasons,
             losses,
             answers,
+            hellos,
             closer,
             spared: Arc::default(),
             log,

@@ -115,6 +115,7 @@ fn start(
         reasons: loaded.reasons,
         losses: loaded.losses,
         answers: loaded.answers,
+        hellos: loaded.hellos,
         closer: closer(&namespaces),
         log,
     })?;

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use anyhow::Result;
+use aya::maps::{Array, HashMap, Map, MapData};
 use portcullis_common::event::{ClientHello, HelloCount, kind};
 use portcullis_common::fingerprint::{self, Refusal, Seed, Transport as Carrier};
-use portcullis_common::names::{map, pinned};
+use portcullis_common::names::pinned;
 use portcullis_common::net::{Addr, FlowInfo, FlowKey, TCP};
 use portcullis_common::settings::{Settings, feature};
 
@@ -155,9 +155,7 @@ impl Fingerprints {
 
     /// Hellos counted so far, over all CPUs.
     pub fn count(&self, what: HelloCount) -> Result<u64> {
-        let counts = self.kernel.loaded.ebpf.map(map::HELLO_COUNTS).context("no counts")?;
-        let counts: PerCpuArray<_, u64> = counts.try_into()?;
-        Ok(counts.get(&(what as u32), 0)?.iter().sum())
+        self.kernel.loaded.hellos.get(what)
     }
 
     /// What was reported since the last call: flow, key and bytes.

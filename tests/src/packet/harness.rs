@@ -216,7 +216,7 @@ impl Kernel {
             let cost = if limit.unit == unit::BYTES { 1 << 48 } else { 1 << 60_u64 };
             let burst =
                 (u128::from(limit.tolerance_ns) << COST_SHIFT).div_ceil(u128::from(limit.cost));
-            let tolerance = u128::from(cost) * burst >> COST_SHIFT;
+            let tolerance = (u128::from(cost) * burst) >> COST_SHIFT;
             limits.set(at, Limit { cost, tolerance_ns: tolerance.try_into()?, ..limit }, 0)?;
         }
         Ok(())

@@ -47,11 +47,11 @@ impl Flood {
     }
 
     /// Runs `work` where it can send; see [`Self::send`].
-    pub fn from_here<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub fn run_here<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         in_namespace(&self.namespace, work)?
     }
 
-    /// Sends `count` packets, from within [`Self::from_here`].
+    /// Sends `count` packets, from within [`Self::run_here`].
     pub fn send(&self, count: u32) -> Result<()> {
         self.program.send(&self.frame, count).context("can't send")
     }

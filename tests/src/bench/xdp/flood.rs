@@ -99,7 +99,7 @@ fn ensure_all(who: &str, dropped: u64, received: u64) -> Result<()> {
 
 /// Packets received, and millions of them a second, with sender and receiver on one processor.
 fn rate(lab: &Lab, flood: &Flood, packets: u32) -> Result<(u64, f64)> {
-    flood.from_here(|| {
+    flood.run_here(|| {
         stay_on(last_cpu()?)?;
         flood.send(packets / 10).context("warm-up")?;
         let before = received(lab)?;

@@ -92,7 +92,7 @@ fn under(flood: &Flood, load: impl Fn() -> Result<f64>) -> Result<(f64, f64)> {
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            flood.from_here(|| {
+            flood.run_here(|| {
                 stay_on(last_cpu()?)?;
                 while !stop.load(Ordering::Relaxed) {
                     flood.send(BURST)?;

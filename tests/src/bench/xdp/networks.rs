@@ -43,7 +43,7 @@ const V6_OTHERS: u32 = 2_000;
 
 pub fn v4_address(random: &mut Rng) -> Ipv4Addr {
     let [first, others @ ..] = random.u32(..).to_be_bytes();
-    let first = (u64::from(first) * FIRST_BYTES >> 8) as u8 + 1;
+    let first = ((u64::from(first) * FIRST_BYTES) >> 8) as u8 + 1;
     Ipv4Addr::from([first, others[0], others[1], others[2]])
 }
 

@@ -1,13 +1,18 @@
 //! Bits that say, before any map is asked, that no rule can name an address. A set bit means
 //! "perhaps"; one that stays set after its rule has gone costs time and nothing else.
 //!
-//! IPv4: one bit for each /24, set when a prefix lies within it or around it. Prefixes of every length
+//! IPv4: one bit for each /24, set when a prefix lies within it or around it; and for each /20 the
+//! lengths of the prefixes that lie within it or around it. Prefixes of every length
 //! have a bit in a hashed bitmap besides; IPv6 addresses are sorted out by hashed bits of
 //! their leading 8, 16, … 120 bits, each set when a prefix of one of the next eight lengths begins
 //! with them.
 
 /// 64-bit words of the IPv4 bitmap.
 pub const V4_WORDS: u32 = 1 << 18;
+/// IPv4 networks of 20 bits, each with a word of lengths: bit `n` for length `n`.
+pub const V4_BLOCKS: u32 = 1 << 20;
+/// Length of those networks.
+pub const V4_BLOCK_LEN: u32 = 20;
 /// Classes of IPv6 prefix lengths: 0 to 7, 8 to 15, … 120 to 127, and whole addresses.
 pub const CLASSES: u32 = 17;
 

@@ -7,6 +7,7 @@ pub mod pinned {
     pub const BUCKETS: &str = "PC_BUCKETS";
     pub const PREFIXES: &str = "PC_PREFIXES";
     pub const V4_GATE: &str = "PC_V4_GATE";
+    pub const V4_LENGTHS: &str = "PC_V4_LENGTHS";
     pub const PREFIX_GATE: &str = "PC_PREFIX_GATE";
     pub const FLOW_GATE: &str = "PC_FLOW_GATE";
     pub const FLOW_RULES: &str = "PC_FLOW_RULES";
@@ -21,12 +22,13 @@ pub mod pinned {
     pub const ALLOW: &str = "PC_ALLOW";
     pub const SETTINGS: &str = "PC_SETTINGS";
     pub const REASONS: &str = "PC_REASONS";
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         RULES,
         LIMITS,
         BUCKETS,
         PREFIXES,
         V4_GATE,
+        V4_LENGTHS,
         PREFIX_GATE,
         FLOW_GATE,
         FLOW_RULES,
@@ -103,8 +105,8 @@ pub mod capacity {
     /// Sets of buckets; a power of two.
     pub const BUCKET_SETS: u32 = 65_536;
     /// Words of the hashed bitmap of prefixes, of one set; a power of two.
-    pub const PREFIX_GATE_WORDS: u32 = 131_072;
-    pub const MIN_PREFIX_GATE_WORDS: u32 = 16_384;
+    pub const PREFIX_GATE_WORDS: u32 = 1 << 20;
+    pub const MIN_PREFIX_GATE_WORDS: u32 = 1 << 20;
     /// Words of the bitmap of flows, of one of two generations; a power of two.
     pub const FLOW_GATE_WORDS: u32 = 16_384;
     pub const FLOW_RULES: u32 = 16_384;

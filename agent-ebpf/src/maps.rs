@@ -11,7 +11,7 @@ use portcullis_common::{
     answer::Answered,
     event::{ClientHello, HelloCount, Loss},
     fingerprint::{MAX_HELLO, Parser},
-    gate::V4_WORDS,
+    gate::{V4_BLOCKS, V4_WORDS},
     names::capacity,
     net::{Addr, FlowInfo, FlowKey},
     policy::{
@@ -45,6 +45,10 @@ pub static PC_PREFIXES: ArrayOfMaps<InnerHash<PrefixKey, PrefixRules, 1>, 2> = A
 /// See `portcullis_common::gate`; of both sets.
 #[map]
 pub static PC_V4_GATE: Array<u64> = Array::with_max_entries(2 * V4_WORDS, BPF_F_MMAPABLE);
+
+/// See `portcullis_common::gate`; of both sets.
+#[map]
+pub static PC_V4_LENGTHS: Array<u64> = Array::with_max_entries(2 * V4_BLOCKS, BPF_F_MMAPABLE);
 
 /// See `portcullis_common::gate`; of both sets.
 #[map]

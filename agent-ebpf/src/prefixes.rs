@@ -8,7 +8,7 @@ use portcullis_common::{
 
 use crate::{
     headers::Address,
-    maps::{PC_PREFIX_GATE, PC_V4_GATE},
+    maps::{PC_PREFIX_GATE, PC_V4_GATE, PC_V4_LENGTHS},
 };
 
 /// Lengths of prefixes that may name an address; IPv4's as those of the mapped form, 96 to 128.
@@ -30,11 +30,17 @@ impl Candidates {
         first | second | self.whole == 0
     }
 
+    /// Bit `n` for length `n` of IPv4.
+    #[inline(always)]
+    fn of_v4(lengths: u64) -> Self {
+        Self { lengths: [0, lengths << 32], whole: lengths >> 32 & 1 }
+    }
+
     /// All of `lengths` that are of the address's family.
     #[inline(always)]
     pub fn of(address: Address, lengths: &Lengths) -> Self {
         if address.is_v4() {
-            Self { lengths: [0, lengths.v4 << 32], whole: lengths.v4 >> 32 & 1 }
+            Self::of_v4(lengths.v4)
         } else {
             Self { lengths: lengths.v6, whole: lengths.v6_whole }
         }
@@ -92,7 +98,9 @@ pub fn find(source: Address, set: u32, settings: &Settings, found: &mut Candidat
         let bit = gate::v4_bit(source.v4());
         let word = PC_V4_GATE.get(set * gate::V4_WORDS + bit.word);
         if word.is_none_or(|word| word & bit.mask != 0) {
-            *found = Candidates::of(source, &prefixes.lengths);
+            let block = source.v4() >> (32 - gate::V4_BLOCK_LEN);
+            let nearby = PC_V4_LENGTHS.get(set * gate::V4_BLOCKS + block);
+            *found = Candidates::of_v4(prefixes.lengths.v4 & nearby.copied().unwrap_or(u64::MAX));
         }
     } else {
         find_v6(source.halves(), set, settings, found);

@@ -20,7 +20,7 @@ use super::clock::coarse_now;
 use super::conjunctions::Conjunctions;
 use super::known::Known;
 use super::policy::KernelPolicy;
-use super::prefixes::Prefixes;
+use super::prefixes::{Gates, Prefixes};
 use super::rules::effect_of;
 use super::scopes::Scopes;
 use super::shared::Shared;
@@ -55,8 +55,11 @@ impl KernelPolicy {
         )?;
         let prefixes = Prefixes::new(
             map(pinned::PREFIXES)?,
-            Shared::new(&map(pinned::V4_GATE)?)?,
-            Shared::new(&map(pinned::PREFIX_GATE)?)?,
+            Gates {
+                v4: Shared::new(&map(pinned::V4_GATE)?)?,
+                v4_lengths: Shared::new(&map(pinned::V4_LENGTHS)?)?,
+                prefixes: Shared::new(&map(pinned::PREFIX_GATE)?)?,
+            },
             &settings,
             sizes.blocks,
         )?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
-use portcullis_common::gate::{self, Bit, CLASSES, V4_WORDS};
+use portcullis_common::gate::{self, Bit, CLASSES, V4_BLOCK_LEN, V4_BLOCKS, V4_WORDS};
 use portcullis_common::names::map;
 use portcullis_common::policy::{Lengths, PrefixKey, PrefixRules};
 use portcullis_common::settings::{PrefixSet, Settings};
@@ -22,8 +22,7 @@ const STALE_BITS: u32 = 65_536;
 pub(super) struct Prefixes {
     outer: Outer,
     inner: Inner,
-    v4_gate: Shared<u64>,
-    prefix_gate: Shared<u64>,
+    gates: Gates,
     /// Which of the two sets is in force.
     set: u32,
     capacity: u32,
@@ -38,8 +37,7 @@ impl Prefixes {
     /// Takes over what the maps hold, or makes a first set with room for `capacity` prefixes.
     pub fn new(
         outer: MapData,
-        v4_gate: Shared<u64>,
-        prefix_gate: Shared<u64>,
+        gates: Gates,
         settings: &Shared<Settings>,
         capacity: u32,
     ) -> Result<Self> {
@@ -56,8 +54,7 @@ impl Prefixes {
         let mut prefixes = Self {
             outer,
             inner,
-            v4_gate,
-            prefix_gate,
+            gates,
             set,
             capacity,
             used: 0,
@@ -107,7 +104,7 @@ impl Prefixes {
             return Ok(());
         }
         if !is_known {
-            open_gates(&key, self.set, &self.v4_gate, &self.prefix_gate, &settings.get(0));
+            self.gates.open(&key, self.set, &settings.get(0));
         }
         self.inner.insert(key, rules)?;
         if !is_known {
@@ -155,7 +152,7 @@ impl Prefixes {
         inner.fill(&keys, &values)?;
 
         let next = 1 - self.set;
-        self.fill_gates(&keys, next, &settings.get(0));
+        self.gates.fill(&keys, next, &settings.get(0));
         self.outer.set(next, inner.data(), 0).context("can't put a set of prefixes in place")?;
         (self.used, self.stale, self.capacity) = (0, 0, capacity);
         self.by_length.clear();
@@ -170,17 +167,6 @@ impl Prefixes {
         self.inner = inner;
         self.set = next;
         Ok(())
-    }
-
-    fn fill_gates(&self, keys: &[PrefixKey], set: u32, settings: &Settings) {
-        for (gate, words) in
-            [(&self.v4_gate, V4_WORDS), (&self.prefix_gate, settings.prefix_gate_words)]
-        {
-            (set * words..(set + 1) * words).for_each(|word| gate.set(word, 0));
-        }
-        for key in keys {
-            open_gates(key, set, &self.v4_gate, &self.prefix_gate, settings);
-        }
     }
 
     fn write_lengths(&self, set: u32, settings: &Shared<Settings>) {
@@ -215,38 +201,63 @@ pub(super) fn family_and_length(key: &PrefixKey) -> (bool, u32) {
     }
 }
 
-fn open_gates(
-    key: &PrefixKey,
-    set: u32,
-    v4_gate: &Shared<u64>,
-    prefix_gate: &Shared<u64>,
-    settings: &Settings,
-) {
-    let words = settings.prefix_gate_words;
-    let open = |bit: Bit| prefix_gate.set_bits(set * words + bit.word, bit.mask);
-    let halves = key.addr.halves();
-    match family_and_length(key) {
-        (true, len) => open_v4_gate(halves[1] as u32, len, set, v4_gate),
-        (false, len) => {
-            let class = gate::class_of(len).min(CLASSES - 1);
-            open(gate::class_bit(gate::masked(halves, class * 8), class, words));
-        }
-    }
-    open(gate::prefix_bit(halves, key.prefix_len, words));
+/// The bits in front of the sets ([`gate`]), of both.
+pub(super) struct Gates {
+    pub v4: Shared<u64>,
+    pub v4_lengths: Shared<u64>,
+    pub prefixes: Shared<u64>,
 }
 
-/// Sets the bit of every /24 in the network, or around it.
-fn open_v4_gate(address: u32, len: u32, set: u32, v4_gate: &Shared<u64>) {
-    let first = gate::v4_bit(address);
-    let base = set * V4_WORDS;
-    // A word has the bits of a /18.
-    if len > 18 {
-        let bits = if len >= 24 { 1 } else { 1 << (24 - len) };
-        let run = if bits == 64 { u64::MAX } else { (1_u64 << bits) - 1 };
-        v4_gate.set_bits(base + first.word, run << first.mask.trailing_zeros());
-    } else {
-        for word in 0..1 << (18 - len) {
-            v4_gate.set_bits(base + first.word + word, u64::MAX);
+impl Gates {
+    /// Lets through to `keys`, and to nothing else.
+    fn fill(&self, keys: &[PrefixKey], set: u32, settings: &Settings) {
+        let words = settings.prefix_gate_words;
+        for (gate, words) in
+            [(&self.v4, V4_WORDS), (&self.v4_lengths, V4_BLOCKS), (&self.prefixes, words)]
+        {
+            (set * words..(set + 1) * words).for_each(|word| gate.set(word, 0));
+        }
+        keys.iter().for_each(|key| self.open(key, set, settings));
+    }
+
+    fn open(&self, key: &PrefixKey, set: u32, settings: &Settings) {
+        let words = settings.prefix_gate_words;
+        let open = |bit: Bit| self.prefixes.set_bits(set * words + bit.word, bit.mask);
+        let halves = key.addr.halves();
+        match family_and_length(key) {
+            (true, len) => {
+                self.open_v4(halves[1] as u32, len, set);
+                self.note_length(halves[1] as u32, len, set);
+            }
+            (false, len) => {
+                let class = gate::class_of(len).min(CLASSES - 1);
+                open(gate::class_bit(gate::masked(halves, class * 8), class, words));
+            }
+        }
+        open(gate::prefix_bit(halves, key.prefix_len, words));
+    }
+
+    /// Sets the bit of every /24 in the network, or around it.
+    fn open_v4(&self, address: u32, len: u32, set: u32) {
+        let first = gate::v4_bit(address);
+        let base = set * V4_WORDS;
+        // A word has the bits of a /18.
+        if len > 18 {
+            let bits = if len >= 24 { 1 } else { 1 << (24 - len) };
+            let run = if bits == 64 { u64::MAX } else { (1_u64 << bits) - 1 };
+            self.v4.set_bits(base + first.word, run << first.mask.trailing_zeros());
+        } else {
+            for word in 0..1 << (18 - len) {
+                self.v4.set_bits(base + first.word + word, u64::MAX);
+            }
+        }
+    }
+
+    /// Notes the length for every /20 in the network, or around it.
+    fn note_length(&self, address: u32, len: u32, set: u32) {
+        let first = set * V4_BLOCKS + (address >> (32 - V4_BLOCK_LEN));
+        for block in 0..1 << V4_BLOCK_LEN.saturating_sub(len) {
+            self.v4_lengths.set_bits(first + block, 1 << len);
         }
     }
 }

@@ -29,7 +29,8 @@ pub enum Verdict {
     Drop,
 }
 
-#[inline(always)]
+/// A function of its own, so that the stack it needs is free again when the packet is answered.
+#[inline(never)]
 pub fn verdict(frame: impl Frame) -> Verdict {
     // Arrays of one have a first element.
     let Some(settings) = PC_SETTINGS.get(0) else { return Verdict::Pass };

@@ -20,7 +20,8 @@ fn attack_is_stopped(attach: &str, hook: &str, family: Family) {
 
     let guesses = guess(attacker, client, server, MANY, |request| request).expect("guesses");
     assert!(guesses.stopped, "{guesses:?}");
-    assert!(guesses.answered >= 10, "blocked before there was evidence: {guesses:?}");
+    // The tenth answer may be lost with the connection, which the block closes.
+    assert!(guesses.answered >= 9, "blocked before there was evidence: {guesses:?}");
 
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     assert_eq!(decision["detector"], "credential_stuffing");
@@ -96,7 +97,7 @@ fn too_many_requests_are_stopped() {
     while answered < 1_000 && connection.request(&Request::get("/tiny")).is_ok() {
         answered += 1;
     }
-    assert!((50..1_000).contains(&answered), "{answered} requests were answered");
+    assert!((49..1_000).contains(&answered), "{answered} requests were answered");
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     assert_eq!(decision["detector"], "request_rate");
     assert_eq!(decision["owasp"], "API4:2023");

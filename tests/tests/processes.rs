@@ -52,7 +52,8 @@ fn a_python_server_is_protected() {
     let server = python.address();
     let guesses = guess(lab.client(0), &client, server, MANY, |request| request);
     let guesses = guesses.expect("guesses");
-    assert!(guesses.stopped && guesses.answered >= 10, "{guesses:?}");
+    // The tenth answer may be lost with the connection, which the block closes.
+    assert!(guesses.stopped && guesses.answered >= 9, "{guesses:?}");
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     assert_eq!(decision["subject"]["ip"], lab.client(0).v4().to_string());
     let answer = lab.client(1).run(|| client.connect(server)?.request(&Request::get("/")));

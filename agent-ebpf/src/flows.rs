@@ -13,7 +13,8 @@ pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
     if settings.features & feature::FLOW_RULES == 0 || !packet.port.is_known() {
         return false;
     }
-    let (word, mask) = gate_bit(packet.flow_hash(settings.seed), settings);
+    let Bit { word, mask } =
+        gate::flow_bit(packet.flow_hash(settings.seed), settings.flow_gate_words);
     let second = word.wrapping_add(settings.flow_gate_words);
     // A gate that can't be read is open.
     [word, second]
@@ -24,17 +25,11 @@ pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
 /// Lets the packets of the flow through the gate, to where its rules are.
 #[inline(always)]
 pub fn open_gate(hash: u64, settings: &Settings) {
-    let (word, mask) = gate_bit(hash, settings);
+    let Bit { word, mask } = gate::flow_bit(hash, settings.flow_gate_words);
     for word in [word, word.wrapping_add(settings.flow_gate_words)] {
         if let Some(word) = PC_FLOW_GATE.get_ptr_mut(word) {
             // SAFETY: an aligned u64 of the map.
             unsafe { atomic::or(word, mask) };
         }
     }
-}
-
-#[inline(always)]
-fn gate_bit(hash: u64, settings: &Settings) -> (u32, u64) {
-    let Bit { word, mask } = gate::flow_bit(hash, settings.flow_gate_words);
-    (word, mask)
 }

@@ -1,11 +1,10 @@
-//! Bits that say, before any map is asked, that no rule can name an address. A set bit means
-//! "perhaps"; one that stays set after its rule has gone costs time and nothing else.
+//! Bits that say, before the prefixes' table is asked, that no rule can name an address, and which
+//! lengths of prefix may. A set bit means "perhaps"; one that stays set after its rule has gone costs
+//! time and nothing else.
 //!
 //! IPv4: one bit for each /24, set when a prefix lies within it or around it; and for each /20 the
-//! lengths of the prefixes that lie within it or around it. Prefixes of every length
-//! have a bit in a hashed bitmap besides; IPv6 addresses are sorted out by hashed bits of
-//! their leading 8, 16, … 120 bits, each set when a prefix of one of the next eight lengths begins
-//! with them.
+//! lengths of the prefixes that lie within it or around it. IPv6: the same for each /32, found by its
+//! hash; prefixes that are much shorter have their lengths noted for each /16 instead.
 
 /// 64-bit words of the IPv4 bitmap.
 pub const V4_WORDS: u32 = 1 << 18;
@@ -13,8 +12,21 @@ pub const V4_WORDS: u32 = 1 << 18;
 pub const V4_BLOCKS: u32 = 1 << 20;
 /// Length of those networks.
 pub const V4_BLOCK_LEN: u32 = 20;
-/// Classes of IPv6 prefix lengths: 0 to 7, 8 to 15, … 120 to 127, and whole addresses.
-pub const CLASSES: u32 = 17;
+
+/// 64-bit words of the IPv6 bitmap.
+pub const V6_WORDS: u32 = 1 << 18;
+/// Places for the lengths of IPv6 networks of 32 bits, which share them by hash: bit `n` of the first
+/// word for length `n` up to 63, bit `n` of the second for length `64 + n`, and bit
+/// [`V6_WHOLE`] of the first for single addresses.
+pub const V6_BLOCKS: u32 = 1 << 19;
+/// Length of those networks.
+pub const V6_BLOCK_LEN: u32 = 32;
+/// No shorter length is noted for them.
+pub const V6_SHORTEST: u32 = 28;
+/// The bit of single addresses: that of a length too short to be noted there.
+pub const V6_WHOLE: u64 = 1;
+/// IPv6 networks of 16 bits, each with a word of lengths below [`V6_SHORTEST`].
+pub const V6_WIDE: u32 = 1 << 16;
 
 /// A bit of a bitmap of 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,41 +41,32 @@ pub const fn v4_bit(address: u32) -> Bit {
     Bit { word: address >> 14, mask: 1 << (address >> 8 & 63) }
 }
 
-/// The bit of a prefix in the hashed bitmap of `words` words, a power of two; `halves` has no bits
-/// past `len`. IPv4 in mapped form.
+/// The hash of the /32 that an IPv6 address is in, whose first 32 bits are `network`. The multiplier is
+/// odd and of no other meaning.
 #[inline(always)]
-pub const fn prefix_bit(halves: [u64; 2], len: u32, words: u32) -> Bit {
-    hashed_bit(halves, len as u64, words)
+pub const fn v6_hash(network: u32) -> u64 {
+    let mixed = (network as u64 ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 29
 }
 
-/// The bit of all IPv6 prefixes that begin with `halves` and whose length is of `class`; `halves`
-/// has no bits past the class's shortest length, `class * 8`.
+/// The bit of a /32 by its hash.
 #[inline(always)]
-pub const fn class_bit(halves: [u64; 2], class: u32, words: u32) -> Bit {
-    hashed_bit(halves, 0x100 | class as u64, words)
+pub const fn v6_bit(hash: u64) -> Bit {
+    Bit { word: (hash >> 6) as u32 & (V6_WORDS - 1), mask: 1 << (hash & 63) }
 }
 
-/// The bit of a flow, by its hash ([`crate::net::FlowKey::hash`]), in a bitmap of `words` words, a
-/// power of two.
+/// The place for the lengths of a /32, by its hash.
+#[inline(always)]
+pub const fn v6_block(hash: u64) -> u32 {
+    (hash >> 40) as u32 & (V6_BLOCKS - 1)
+}
+
+/// The bit of a flow, by its hash ([`crate::net::FlowKey::hash`]), in a bitmap of `words` pairs of
+/// words, a power of two; the word is that of the first of two generations, beside which the
+/// other's lies.
 #[inline(always)]
 pub const fn flow_bit(hash: u64, words: u32) -> Bit {
-    Bit { word: (hash >> 6) as u32 & (words - 1), mask: 1 << (hash & 63) }
-}
-
-/// The class of an IPv6 prefix length.
-#[inline(always)]
-pub const fn class_of(len: u32) -> u32 {
-    len / 8
-}
-
-/// The multipliers are odd and of no other meaning.
-#[inline(always)]
-const fn hashed_bit(halves: [u64; 2], tag: u64, words: u32) -> Bit {
-    let a = (halves[0] ^ tag << 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let b = (halves[1] ^ tag).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-    let mixed = (a ^ b.rotate_left(31)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let mixed = mixed ^ mixed >> 32;
-    Bit { word: (mixed >> 6) as u32 & (words - 1), mask: 1 << (mixed & 63) }
+    Bit { word: ((hash >> 6) as u32 & (words - 1)) * 2, mask: 1 << (hash & 63) }
 }
 
 /// `halves` without the bits past `len`, which is at most 128.

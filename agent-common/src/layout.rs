@@ -2,7 +2,7 @@
 
 use core::mem::{align_of, size_of};
 
-use crate::{event, net, policy, settings};
+use crate::{event, net, policy, prefix_table, settings};
 
 macro_rules! assert_layout {
     ($($type:ty: $size:literal, $align:literal;)*) => {
@@ -28,6 +28,8 @@ assert_layout! {
     policy::Bucket: 16, 8;
     policy::BucketSet: 64, 8;
     policy::PacketCount: 16, 8;
+    prefix_table::Slot: 24, 8;
+    prefix_table::Bucket: 128, 8;
     event::TlsData: 104, 8;
     event::TlsClosed: 24, 8;
     event::FirstDrop: 40, 8;
@@ -65,6 +67,8 @@ mod pod {
         policy::Bucket,
         policy::BucketSet,
         policy::PacketCount,
+        prefix_table::Slot,
+        prefix_table::Bucket,
         event::TlsData,
         event::TlsClosed,
         event::FirstDrop,

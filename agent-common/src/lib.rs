@@ -12,9 +12,10 @@ pub mod layout;
 pub mod names;
 pub mod net;
 pub mod policy;
+pub mod prefix_table;
 pub mod settings;
 pub mod steer;
 
 /// Version of everything in this crate. The agent writes it next to its pinned maps and
 /// replaces maps that another version left behind.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -8,7 +8,9 @@ pub mod pinned {
     pub const PREFIXES: &str = "PC_PREFIXES";
     pub const V4_GATE: &str = "PC_V4_GATE";
     pub const V4_LENGTHS: &str = "PC_V4_LENGTHS";
-    pub const PREFIX_GATE: &str = "PC_PREFIX_GATE";
+    pub const V6_GATE: &str = "PC_V6_GATE";
+    pub const V6_LENGTHS: &str = "PC_V6_LENGTHS";
+    pub const V6_WIDE: &str = "PC_V6_WIDE";
     pub const FLOW_GATE: &str = "PC_FLOW_GATE";
     pub const FLOW_RULES: &str = "PC_FLOW_RULES";
     pub const FLOWS: &str = "PC_FLOWS";
@@ -22,14 +24,16 @@ pub mod pinned {
     pub const ALLOW: &str = "PC_ALLOW";
     pub const SETTINGS: &str = "PC_SETTINGS";
     pub const REASONS: &str = "PC_REASONS";
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 22] = [
         RULES,
         LIMITS,
         BUCKETS,
         PREFIXES,
         V4_GATE,
         V4_LENGTHS,
-        PREFIX_GATE,
+        V6_GATE,
+        V6_LENGTHS,
+        V6_WIDE,
         FLOW_GATE,
         FLOW_RULES,
         FLOWS,
@@ -104,9 +108,6 @@ pub mod capacity {
     pub const LIMITS: u32 = 16_384;
     /// Sets of buckets; a power of two.
     pub const BUCKET_SETS: u32 = 65_536;
-    /// Words of the hashed bitmap of prefixes, of one set; a power of two.
-    pub const PREFIX_GATE_WORDS: u32 = 1 << 20;
-    pub const MIN_PREFIX_GATE_WORDS: u32 = 1 << 20;
     /// Words of the bitmap of flows, of one of two generations; a power of two.
     pub const FLOW_GATE_WORDS: u32 = 16_384;
     pub const FLOW_RULES: u32 = 16_384;

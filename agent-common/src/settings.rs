@@ -28,11 +28,11 @@ pub struct Settings {
     pub any_address_scopes: u64,
     /// Of every hash that a client could otherwise aim at. Set once, with the maps.
     pub seed: [u64; 2],
-    /// Sizes of the tables that are addressed by hash, powers of two: words of one set's bitmap of
-    /// prefixes, of one generation's bitmap of flows, and sets of buckets.
-    pub prefix_gate_words: u32,
+    /// Sizes of the tables that are addressed by hash, powers of two: words of one generation's bitmap of
+    /// flows, and sets of buckets.
     pub flow_gate_words: u32,
     pub bucket_sets: u32,
+    pub reserved: u32,
     /// Always 0, which the verifier does not know: what this is added to is any number to it, so that
     /// it does not follow the program once for each number.
     pub zero: u32,
@@ -44,8 +44,8 @@ pub struct Settings {
 pub struct PrefixSet {
     /// The lengths that occur.
     pub lengths: Lengths,
-    /// The classes of IPv6 lengths that occur ([`crate::gate::class_of`]).
-    pub classes: u32,
+    /// Buckets of its table.
+    pub buckets: u32,
     pub reserved: u32,
 }
 

@@ -13,10 +13,10 @@ use portcullis_common::{answer::Answered, settings::MAX_VLAN_TAGS};
 use crate::{
     atomic,
     headers::{
-        ETH_P_IP, ETH_P_IPV6, ETHERNET_LEN, ETHERTYPE_AT, IPPROTO_TCP, IPPROTO_UDP, VLAN_LEN,
-        is_vlan, read_u16,
+        ETH_P_IP, ETH_P_IPV6, ETHERNET_LEN, ETHERTYPE_AT, IPPROTO_ICMP, IPPROTO_ICMPV6,
+        IPPROTO_TCP, IPPROTO_UDP, VLAN_LEN, is_vlan, read_u16,
     },
-    maps::{PC_ANSWER_PACE, PC_ANSWERS},
+    maps::{PC_ANSWER_PACE, PC_ANSWERS, PC_REPLY},
     packet::{Anywhere, Bytes, FrameMut},
 };
 
@@ -26,8 +26,6 @@ static ANSWER_INTERVAL_NS: u64 = 0;
 /// Answers that a CPU gives at once after a pause.
 const BURST: u64 = 100;
 
-const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_SCTP: u8 = 132;
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
@@ -44,6 +42,9 @@ const ACK: u8 = 0x10;
 /// Bytes of headers by words, each as the packet has them. Sums and copies of words are the same
 /// in either byte order.
 type Words<const N: usize> = [u32; N];
+
+/// The longest reply: two headers of IPv6, one of ICMP, and 8 bytes.
+pub const LONGEST_REPLY: usize = 24;
 
 /// Makes the answer out of `frame`, which begins with an Ethernet header; false for silence.
 #[inline(always)]
@@ -279,8 +280,7 @@ fn checksum(sum: u32) -> [u8; 2] {
 
 #[inline(always)]
 fn words<const N: usize>(frame: &impl FrameMut, offset: usize) -> Option<Words<N>> {
-    let bytes: [[u8; 4]; N] = Anywhere(*frame).read(offset)?;
-    Some(bytes.map(u32::from_ne_bytes))
+    Anywhere(*frame).words(offset)
 }
 
 /// Puts the answer behind the link header, whose addresses trade places. `None` where the frame
@@ -297,6 +297,16 @@ fn send<const N: usize>(
     for at in 0..6 {
         link.swap(at, at + 6);
     }
+    let to = PC_REPLY.get_ptr_mut(0)?;
+    // SAFETY: this CPU's value of a per-CPU array, which is at least as long, and packet programs do not
+    // interrupt each other.
+    let reply = unsafe {
+        let to = to.cast::<Words<N>>();
+        for (at, word) in reply.iter().enumerate() {
+            (*to)[at] = *word;
+        }
+        &*to
+    };
     let done = frame.resize((link_len + N * 4) as u32)
         && frame.copy_in(0, &link)
         && frame.copy_in(link_len as u32, reply);

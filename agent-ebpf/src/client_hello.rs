@@ -21,10 +21,11 @@ use crate::{
     headers::{Packet, Tcp},
     maps::{
         Assembly, PC_FINGERPRINTS, PC_FLOWS, PC_HELLO_BUDGETS, PC_HELLO_COUNTS, PC_KNOWN,
-        PC_SCRATCH, PC_SETTINGS, PC_STARTS,
+        PC_SCRATCH, PC_SETTINGS, PC_STARTS, Scratch,
     },
     packet::{Anywhere, Bytes as _, Frame, InPlace},
     report,
+    steps::Steps,
 };
 use reassembly::{Outcome, Piece};
 
@@ -75,31 +76,22 @@ impl Start {
 /// Looks for the hello of the packet's flow. When this packet completes it, the flow gets its
 /// fingerprint, and passes the gate to the fingerprint's rules, if there are any.
 #[inline(always)]
-pub fn observe(frame: impl Frame, packet: &Packet) {
+pub fn observe(frame: impl Steps, packet: &Packet) {
     // Only TCP has either.
-    if (packet.tcp.payload_len != 0 || packet.tcp.opens()) && may_matter(frame, packet) {
-        take_in(frame);
+    if (packet.tcp.payload_len != 0 || packet.tcp.opens()) && is_noted(frame, packet) {
+        frame.take_hello_in();
     }
 }
 
 /// Whether the segment opens a flow or lies near its beginning. Then it is noted in the scratch. A
 /// function of its own, for the stack it needs.
 #[inline(never)]
-fn may_matter(frame: impl Frame, packet: &Packet) -> bool {
+fn is_noted(frame: impl Frame, packet: &Packet) -> bool {
     let Some(settings) = PC_SETTINGS.get(0) else { return false };
     let Tcp { sequence, payload_at, payload_len, .. } = packet.tcp;
     let opens = packet.tcp.opens();
     let hash = packet.flow_hash(settings.seed);
-    let Some(start) = Start::of(hash) else { return false };
-    let first = start.first();
-    let matters = if opens {
-        true
-    } else if first > u64::from(u32::MAX) {
-        begins_hello(frame, packet.tcp)
-    } else {
-        sequence.wrapping_sub(first as u32) < MAX_HELLO
-    };
-    if !matters {
+    if !is_near_beginning(frame, packet.tcp, hash) {
         return false;
     }
     let Some(scratch) = PC_SCRATCH.get_ptr_mut(0) else { return false };
@@ -122,20 +114,28 @@ fn may_matter(frame: impl Frame, packet: &Packet) -> bool {
     true
 }
 
-/// Whether the payload begins like a hello.
+/// Whether the segment opens its flow or has to do with the first bytes of it; `hash` is the
+/// flow's. Perhaps, where it can't be read in place.
 #[inline(always)]
-fn begins_hello(frame: impl Frame, tcp: Tcp) -> bool {
-    if tcp.payload_len < 6 {
+pub fn is_near_beginning(frame: impl Frame, tcp: Tcp, hash: u64) -> bool {
+    if tcp.opens() {
+        return true;
+    }
+    if tcp.payload_len == 0 {
         return false;
     }
-    match InPlace::of(&frame).read(tcp.payload_at as usize) {
-        Some(begin) => is_begin(begin),
-        None => begins_hello_anywhere(frame, tcp.payload_at),
+    let Some(start) = Start::of(hash) else { return false };
+    let first = start.first();
+    if first <= u64::from(u32::MAX) {
+        return tcp.sequence.wrapping_sub(first as u32) < MAX_HELLO;
     }
+    // The SYN was not seen.
+    tcp.payload_len >= 6 && InPlace::of(&frame).read(tcp.payload_at as usize).is_none_or(is_begin)
 }
 
+/// Whether the payload begins like a hello, wherever it lies.
 #[inline(never)]
-fn begins_hello_anywhere(frame: impl Frame, payload_at: u32) -> bool {
+fn begins_hello(frame: impl Frame, payload_at: u32) -> bool {
     Anywhere(frame).read(payload_at as usize).is_some_and(is_begin)
 }
 
@@ -144,10 +144,18 @@ fn is_begin([kind, major, _, _, _, message]: [u8; 6]) -> bool {
     kind == HANDSHAKE && major == MAJOR_VERSION && message == CLIENT_HELLO
 }
 
-/// Takes in the segment of the scratch. A function of its own, for the stack it needs.
-#[inline(never)]
-fn take_in(frame: impl Frame) {
-    let Some(scratch) = PC_SCRATCH.get_ptr_mut(0) else { return };
+/// Takes in the segment of the scratch; 0.
+#[inline(always)]
+pub fn take_in(frame: impl Frame) -> u32 {
+    // Arrays of one have a first element.
+    if let Some(scratch) = PC_SCRATCH.get_ptr_mut(0) {
+        take_segment_in(frame, scratch);
+    }
+    0
+}
+
+#[inline(always)]
+fn take_segment_in(frame: impl Frame, scratch: *mut Scratch) {
     // SAFETY: this CPU's own value of a per-CPU array; nothing writes its segment from here on.
     let segment = unsafe { &(*scratch).segment };
     let flow = &segment.flow;
@@ -162,7 +170,7 @@ fn take_in(frame: impl Frame) {
         // The SYN was not seen. Should the flow have a fingerprint, then from its hello: what looks
         // like another is none.
         // SAFETY: nothing is read from it.
-        if unsafe { PC_FLOWS.get(flow) }.is_some() {
+        if unsafe { PC_FLOWS.get(flow) }.is_some() || !begins_hello(frame, segment.payload_at) {
             return;
         }
         first = u64::from(segment.sequence);

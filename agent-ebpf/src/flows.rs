@@ -10,14 +10,17 @@ use crate::{atomic, headers::Packet, maps::PC_FLOW_GATE};
 /// Whether the packet's flow may have rules, by the gate.
 #[inline(always)]
 pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
-    if settings.features & feature::FLOW_RULES == 0 || !packet.port.is_known() {
-        return false;
-    }
-    let Bit { word, mask } =
-        gate::flow_bit(packet.flow_hash(settings.seed), settings.flow_gate_words);
-    let second = word.wrapping_add(settings.flow_gate_words);
+    settings.features & feature::FLOW_RULES != 0
+        && packet.port.is_known()
+        && is_open(packet.flow_hash(settings.seed), settings)
+}
+
+/// Whether the gate is open to the flow of this hash.
+#[inline(always)]
+pub fn is_open(hash: u64, settings: &Settings) -> bool {
+    let Bit { word, mask } = gate::flow_bit(hash, settings.flow_gate_words);
     // A gate that can't be read is open.
-    [word, second]
+    [word, word + 1]
         .into_iter()
         .any(|word| PC_FLOW_GATE.get(word).is_none_or(|bits| bits & mask != 0))
 }
@@ -26,7 +29,7 @@ pub fn may_have_rules(packet: &Packet, settings: &Settings) -> bool {
 #[inline(always)]
 pub fn open_gate(hash: u64, settings: &Settings) {
     let Bit { word, mask } = gate::flow_bit(hash, settings.flow_gate_words);
-    for word in [word, word.wrapping_add(settings.flow_gate_words)] {
+    for word in [word, word + 1] {
         if let Some(word) = PC_FLOW_GATE.get_ptr_mut(word) {
             // SAFETY: an aligned u64 of the map.
             unsafe { atomic::or(word, mask) };

@@ -24,6 +24,8 @@ const ETH_P_QINQ1: u16 = 0x9100;
 
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_ICMPV6: u8 = 58;
 /// IPv4 in IP (RFC 2003, RFC 2473).
 const IPPROTO_IPIP: u8 = 4;
 /// IPv6 in IP (RFC 4213, RFC 2473).
@@ -91,6 +93,12 @@ impl Address {
     #[inline(always)]
     pub fn v4(self) -> u32 {
         u32::from_be(self.0[3])
+    }
+
+    /// The first 32 bits, as a number.
+    #[inline(always)]
+    pub fn first_word(self) -> u32 {
+        u32::from_be(self.0[0])
     }
 
     /// First and last 64 bits, as numbers.
@@ -292,6 +300,59 @@ pub fn walk(bytes: &impl Bytes, start: Start) -> Result<Packet, Reason> {
 pub fn walk_inner(bytes: &impl Bytes, Inner(inner): Inner) -> Result<Packet, Reason> {
     let offset = (inner & (Inner::V6 - 1)) as usize;
     if inner & Inner::V6 == 0 { ipv4(bytes, offset) } else { ipv6(bytes, offset) }
+}
+
+/// IEEE 802.1ad.
+const USUAL_TAGS: usize = 2;
+
+/// The packet of a frame, and the offset of the IP packet's end, if what stands before the transport
+/// header is of the usual kinds and all of it can be read: what almost all frames are, at a fraction
+/// of what [`walk`] takes. `None` says nothing about the frame.
+#[inline(always)]
+pub fn usual(bytes: &impl Bytes) -> Option<(Packet, usize)> {
+    let mut ethertype = read_u16(bytes, ETHERTYPE_AT)?;
+    let mut offset = ETHERNET_LEN;
+    for _ in 0..USUAL_TAGS {
+        if !is_vlan(ethertype) {
+            break;
+        }
+        ethertype = read_u16(bytes, offset + 2)?;
+        offset += VLAN_LEN;
+    }
+    let (network, protocol, transport_at) = match ethertype {
+        ETH_P_IP => {
+            let header: [u8; 20] = bytes.read(offset)?;
+            let [_, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+                header;
+            let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+            if header[0] & 0x0f != 5 {
+                return None;
+            }
+            let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+            let source = Address::from_v4([s0, s1, s2, s3]);
+            let destination = Address::from_v4([d0, d1, d2, d3]);
+            let network = Network { source, destination, end: offset + total_len };
+            if fragment_offset != 0 {
+                return Some((network.without_transport(Port::NONE), network.end));
+            }
+            (network, protocol, offset + 20)
+        }
+        ETH_P_IPV6 => {
+            let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4)?;
+            let source: [[u8; 4]; 4] = bytes.read(offset + 8)?;
+            let destination: [[u8; 4]; 4] = bytes.read(offset + 24)?;
+            let payload_len = usize::from(u16::from_be_bytes([high, low]));
+            let (source, destination) = (Address::from_v6(source), Address::from_v6(destination));
+            let network = Network { source, destination, end: offset + 40 + payload_len };
+            (network, protocol, offset + 40)
+        }
+        _ => return None,
+    };
+    if !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) {
+        return None;
+    }
+    let packet = transport(bytes, protocol, transport_at, network);
+    (packet.port != Port::OUT_OF_REACH).then_some((packet, network.end))
 }
 
 #[inline(always)]

@@ -21,6 +21,7 @@ mod rules;
 mod search;
 mod socket;
 mod steer;
+mod steps;
 mod uprobe;
 
 use aya_ebpf::{

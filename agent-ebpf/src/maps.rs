@@ -2,8 +2,8 @@
 //! loader replaces with the configured ones.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{ArrayOfMaps, HashMap as InnerHash},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array as InnerArray, ArrayOfMaps},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
@@ -11,18 +11,18 @@ use portcullis_common::{
     answer::Answered,
     event::{ClientHello, HelloCount, Loss},
     fingerprint::{MAX_HELLO, Parser},
-    gate::{V4_BLOCKS, V4_WORDS},
+    gate::{V4_BLOCKS, V4_WORDS, V6_BLOCKS, V6_WIDE, V6_WORDS},
     names::capacity,
     net::{Addr, FlowInfo, FlowKey},
     policy::{
-        BucketSet, ConjunctionKey, FingerprintRules, Limit, MAX_SCOPES, PacketCount, PrefixKey,
-        PrefixRules, Reason, Rule,
+        BucketSet, ConjunctionKey, FingerprintRules, Limit, MAX_SCOPES, PacketCount, Reason, Rule,
     },
+    prefix_table::Bucket,
     settings::Settings,
     steer::{Steered, slot},
 };
 
-use crate::{policy::Work, quic};
+use crate::{answer::LONGEST_REPLY, policy::Work, quic};
 
 /// What happens to whose packets. Not LRU, as are none of the policy's maps: only userspace removes
 /// a rule. Userspace writes it through memory that it shares.
@@ -40,7 +40,10 @@ pub static PC_BUCKETS: Array<BucketSet> = Array::with_max_entries(capacity::BUCK
 /// Addresses and networks: two sets, one of which is in force, so that a whole list is replaced in
 /// one step. The inner maps are made by userspace, in the size that is needed.
 #[btf_map]
-pub static PC_PREFIXES: ArrayOfMaps<InnerHash<PrefixKey, PrefixRules, 1>, 2> = ArrayOfMaps::new();
+pub static PC_PREFIXES: ArrayOfMaps<InnerArray<Bucket, 1, TABLE_FLAGS>, 2> = ArrayOfMaps::new();
+
+/// Inner maps can differ in size.
+const TABLE_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 
 /// See `portcullis_common::gate`; of both sets.
 #[map]
@@ -52,8 +55,15 @@ pub static PC_V4_LENGTHS: Array<u64> = Array::with_max_entries(2 * V4_BLOCKS, BP
 
 /// See `portcullis_common::gate`; of both sets.
 #[map]
-pub static PC_PREFIX_GATE: Array<u64> =
-    Array::with_max_entries(2 * capacity::PREFIX_GATE_WORDS, BPF_F_MMAPABLE);
+pub static PC_V6_GATE: Array<u64> = Array::with_max_entries(2 * V6_WORDS, BPF_F_MMAPABLE);
+
+/// See `portcullis_common::gate`; of both sets.
+#[map]
+pub static PC_V6_LENGTHS: Array<[u64; 2]> = Array::with_max_entries(2 * V6_BLOCKS, BPF_F_MMAPABLE);
+
+/// See `portcullis_common::gate`; of both sets.
+#[map]
+pub static PC_V6_WIDE: Array<u64> = Array::with_max_entries(2 * V6_WIDE, BPF_F_MMAPABLE);
 
 /// Set for the flows that have rules, by their own or by their fingerprint's. Two generations: a
 /// bit of either counts, and new ones are set in both, so that userspace can clear one at a time.
@@ -131,6 +141,10 @@ pub static PC_ANSWERS: Array<u64> = Array::with_max_entries(Answered::COUNT, 0);
 /// When each CPU may answer again, on the monotonic clock.
 #[map]
 pub static PC_ANSWER_PACE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// The reply to the packet at hand, by words.
+#[map]
+pub static PC_REPLY: PerCpuArray<[u32; LONGEST_REPLY]> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static PC_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);

@@ -29,6 +29,9 @@ unsafe impl<const N: usize, const M: usize> Wire for [[u8; N]; M] {}
 /// variable offset.
 const MAX_OFFSET: usize = 0x7fff;
 
+/// What a driver puts into a frame's first buffer before it takes a second, at least.
+const SHORTEST_FULL_BUFFER: usize = 2048;
+
 /// A frame, from its link header on, or from its network header where it has none. As big as a
 /// pointer, so that functions can take it.
 pub trait Frame: Copy {
@@ -48,6 +51,11 @@ pub trait Frame: Copy {
     fn in_place(&self) -> (usize, usize);
     /// Length in bytes, with the parts that cannot be read in place.
     fn len(&self) -> u64;
+    /// The same, if its packet ends at offset `end`: cheaper where nothing of that lies in another part.
+    #[inline(always)]
+    fn len_to(&self, _end: usize) -> u64 {
+        self.len()
+    }
     /// Copies `size` bytes at `offset`, wherever they lie; false when the frame is shorter.
     ///
     /// # Safety
@@ -70,6 +78,16 @@ pub struct XdpFrame(*mut xdp_md);
 
 impl XdpFrame {
     #[inline(always)]
+    pub fn of_context(context: *mut xdp_md) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    pub fn context(self) -> *mut xdp_md {
+        self.0
+    }
+
+    #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
         Self(ctx.ctx)
     }
@@ -91,6 +109,17 @@ impl Frame for XdpFrame {
     fn len(&self) -> u64 {
         // SAFETY: the context is the one the program was called with.
         unsafe { bpf_xdp_get_buff_len(self.0) }
+    }
+
+    #[inline(always)]
+    fn len_to(&self, end: usize) -> u64 {
+        let (start, first_end) = self.in_place();
+        let in_first = first_end - start;
+        if in_first >= end && in_first < SHORTEST_FULL_BUFFER {
+            in_first as u64
+        } else {
+            self.len()
+        }
     }
 
     #[inline(always)]
@@ -133,6 +162,16 @@ impl FrameMut for XdpFrame {
 pub struct TcFrame(*mut __sk_buff);
 
 impl TcFrame {
+    #[inline(always)]
+    pub fn of_context(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    pub fn context(self) -> *mut __sk_buff {
+        self.0
+    }
+
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
@@ -188,6 +227,16 @@ pub struct L3Frame(*mut __sk_buff);
 const L3_HEADERS: u32 = 256;
 
 impl L3Frame {
+    #[inline(always)]
+    pub fn of_context(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    pub fn context(self) -> *mut __sk_buff {
+        self.0
+    }
+
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Self {
         let this = Self(ctx.skb.skb);
@@ -278,6 +327,22 @@ impl Bytes for InPlace {
 
 /// Reads by copying: sees the whole frame.
 pub struct Anywhere<F>(pub F);
+
+impl<F: Frame> Anywhere<F> {
+    /// Words, each with its bytes as the frame has them.
+    #[inline(always)]
+    pub fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: `words` has room for exactly `N` words, which is what is copied.
+        let copied =
+            unsafe { self.0.copy_out(offset as u32, words.as_mut_ptr().cast(), N as u32 * 4) };
+        // SAFETY: the helper filled all of `words`, and any bytes are words.
+        copied.then(|| unsafe { words.assume_init() })
+    }
+}
 
 impl<F: Frame> Bytes for Anywhere<F> {
     const SEES_ALL: bool = true;

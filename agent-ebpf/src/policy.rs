@@ -4,7 +4,7 @@
 //! Rules are looked up first, because almost no packet has one; what goes before them in the order of
 //! policy is looked up only for the packets they name. The verdicts are the same.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use portcullis_common::{
     policy::{NO_RULE, Reason, port},
     settings::{Settings, feature},
@@ -19,6 +19,7 @@ use crate::{
     quic,
     rules::Outcome,
     search, steer,
+    steps::Steps,
 };
 
 /// Bits of the reasons that drop.
@@ -29,25 +30,96 @@ pub enum Verdict {
     Drop,
 }
 
-/// A function of its own, so that the stack it needs is free again when the packet is answered.
-#[inline(never)]
-pub fn verdict(frame: impl Frame) -> Verdict {
+#[inline(always)]
+pub fn verdict(frame: impl Steps) -> Verdict {
     // Arrays of one have a first element.
     let Some(settings) = PC_SETTINGS.get(0) else { return Verdict::Pass };
-    let Some(work) = PC_WORK.get_ptr_mut(0) else { return Verdict::Pass };
-    // SAFETY: this CPU's value of a per-CPU array, and packet programs do not interrupt each other.
-    let work = unsafe { &mut *work };
-    work.len = frame.len();
-    let mut reason = walk_in_place(frame, &mut work.packet);
-    if reason == Reason::PassTruncated {
-        reason = walk_anywhere(frame, &mut work.packet);
+    let Some(work) = Work::of_this_cpu() else { return Verdict::Pass };
+    if let Some((packet, end)) = headers::usual(&InPlace::of(&frame)) {
+        let len = frame.len_to(end);
+        if !may_matter(frame, &packet, len, settings) {
+            count(Reason::PassNoMatch as u32, len);
+            return Verdict::Pass;
+        }
+        (work.packet, work.len) = (packet, len);
+    } else {
+        let mut reason = frame.walk();
+        if reason == Reason::PassTruncated as u32 {
+            reason = frame.walk_anywhere();
+        }
+        if reason != Reason::PassNoMatch as u32 {
+            count(reason, work.len);
+            return Verdict::Pass;
+        }
     }
-    let outcome = match reason {
-        Reason::PassNoMatch => judge_all(frame, work, settings),
-        other => other as u32,
+    let outcome = match judge_first(work, settings) {
+        UNDECIDED => frame.judge(),
+        outcome => outcome,
     };
-    count(outcome, work.len);
     if drops(outcome) { Verdict::Drop } else { Verdict::Pass }
+}
+
+/// Whether there can be anything to say or to learn of the packet. Almost none gets past this, and so
+/// nothing here is a call.
+#[inline(always)]
+fn may_matter(frame: impl Frame, packet: &Packet, len: u64, settings: &Settings) -> bool {
+    let features = settings.features;
+    if prefixes::may_name(packet.source, active_set(settings), settings) {
+        return true;
+    }
+    if features & (feature::FINGERPRINTS | feature::FLOW_RULES) == 0 || !packet.port.is_known() {
+        return false;
+    }
+    let hash = packet.flow_hash(settings.seed);
+    if features & feature::FLOW_RULES != 0 && flows::is_open(hash, settings) {
+        return true;
+    }
+    features & feature::FINGERPRINTS != 0
+        && (client_hello::is_near_beginning(frame, packet.tcp, hash)
+            || quic::may_begin(frame, packet, len))
+}
+
+/// The set of prefixes that is in force. Read once for a packet, which is judged by one set, whichever
+/// is put in force meanwhile.
+#[inline(always)]
+fn active_set(settings: &Settings) -> u32 {
+    // SAFETY: a field of a map value.
+    unsafe { (&raw const settings.active_set).read_volatile() & 1 }
+}
+
+/// Writes the packet of the frame to this CPU's work, and returns the number of
+/// [`Reason::PassNoMatch`]; or that of the reason to pass a frame that has none.
+/// [`Reason::PassTruncated`] when something was not where it could be read in place: that is so for a
+/// short frame, but also for a long one whose headers lie in a fragment of the buffer.
+#[inline(always)]
+pub fn walk(frame: impl Frame) -> u32 {
+    let Some(work) = Work::of_this_cpu() else { return Reason::PassTruncated as u32 };
+    work.len = frame.len();
+    match headers::walk(&InPlace::of(&frame), frame.start()) {
+        Ok(Packet { port: Port::OUT_OF_REACH, .. }) => Reason::PassTruncated as u32,
+        Ok(walked) => {
+            work.packet = walked;
+            Reason::PassNoMatch as u32
+        }
+        Err(reason) => reason as u32,
+    }
+}
+
+/// As [`walk`], wherever the bytes lie.
+#[inline(always)]
+pub fn walk_anywhere(frame: impl Frame) -> u32 {
+    let Some(work) = Work::of_this_cpu() else { return Reason::PassTruncated as u32 };
+    let mut walked = headers::walk(&Anywhere(frame), frame.start());
+    if is_short(&walked) && frame.pull() {
+        walked = headers::walk(&Anywhere(frame), frame.start());
+    }
+    match walked {
+        Ok(walked) => {
+            work.packet = walked;
+            Reason::PassNoMatch as u32
+        }
+        Err(reason) => reason as u32,
+    }
 }
 
 /// Whether the reason of that number drops.
@@ -56,26 +128,73 @@ fn drops(outcome: u32) -> bool {
     DROPS >> (outcome & 31) & 1 != 0
 }
 
-/// Judges a packet and the one in the tunnel that it may be: either can have the frame dropped, and
-/// the first that has something to say of it has the word.
+/// No number of a reason.
+const UNDECIDED: u32 = u32::MAX;
+
+/// Counts the packet by the first rule of its source, if that has the last word, and returns the
+/// number of the reason. A function of its own, for the stack it needs.
+#[inline(never)]
+fn judge_first(work: &mut Work, settings: &Settings) -> u32 {
+    // What passes may carry what does not.
+    if !apply_first(work, settings)
+        || work.packet.inner != Inner::NONE && !drops(work.outcome.number())
+    {
+        return UNDECIDED;
+    }
+    count(work.outcome.number(), work.len);
+    work.outcome.number()
+}
+
+/// Applies the first rule of the packet's source; whether it has the last word. That is so for almost
+/// all packets that are dropped, and so as little as can be is a call.
 #[inline(always)]
-fn judge_all(frame: impl Frame, work: &mut Work, settings: &Settings) -> u32 {
-    let outer = judge(work, settings, |work| observe(frame, work));
+fn apply_first(work: &mut Work, settings: &Settings) -> bool {
+    work.begin(active_set(settings));
+    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
+    if !search::find_rule(work, settings) {
+        return false;
+    }
+    work.prepare(settings);
+    search::apply_first(work, settings)
+}
+
+/// Judges the packet of this CPU's work, after [`apply_first`], and the one in the tunnel that it may
+/// be: either can have the frame dropped, and the first that has something to say of it has the word.
+/// Counts it by the reason, whose number it returns.
+#[inline(always)]
+pub fn judge(frame: impl Steps) -> u32 {
+    let Some(settings) = PC_SETTINGS.get(0) else { return Reason::PassNoMatch as u32 };
+    let Some(work) = Work::of_this_cpu() else { return Reason::PassNoMatch as u32 };
+    let len = work.len;
+    let outcome = judge_both(frame, work, settings);
+    count(outcome, len);
+    outcome
+}
+
+#[inline(always)]
+fn judge_both(frame: impl Steps, work: &mut Work, settings: &Settings) -> u32 {
+    let outer = judge_rest(work, settings, |work| observe(frame, work));
     let looks_inside = settings.features & feature::TUNNELS != 0;
     if !looks_inside || work.packet.inner == Inner::NONE || drops(outer) {
         return outer;
     }
-    if !enter_tunnel(frame, &mut work.packet) {
+    if frame.enter_tunnel() == 0 {
         return outer;
     }
-    // Fingerprints are taken of what is in no tunnel.
-    let inner = judge(work, settings, |_| {});
+    let inner = if apply_first(work, settings) {
+        work.outcome.number()
+    } else {
+        // Fingerprints are taken of what is in no tunnel.
+        judge_rest(work, settings, |_| {})
+    };
     if drops(inner) || outer == Reason::PassNoMatch as u32 { inner } else { outer }
 }
 
-/// Puts the packet within a tunnel in the place of the one that carries it, if it is there.
-#[inline(never)]
-fn enter_tunnel(frame: impl Frame, packet: &mut Packet) -> bool {
+/// Puts the packet within a tunnel in the place of the one that carries it; 0 if it is not there.
+#[inline(always)]
+pub fn enter_tunnel(frame: impl Frame) -> u32 {
+    let Some(work) = Work::of_this_cpu() else { return 0 };
+    let packet = &mut work.packet;
     let mut walked = headers::walk_inner(&Anywhere(frame), packet.inner);
     if is_short(&walked) && frame.pull() {
         walked = headers::walk_inner(&Anywhere(frame), packet.inner);
@@ -83,9 +202,9 @@ fn enter_tunnel(frame: impl Frame, packet: &mut Packet) -> bool {
     match walked {
         Ok(inner) => {
             *packet = inner;
-            true
+            1
         }
-        Err(_) => false,
+        Err(_) => 0,
     }
 }
 
@@ -95,64 +214,21 @@ fn is_short(walked: &Result<Packet, Reason>) -> bool {
     matches!(walked, Ok(Packet { port: Port::OUT_OF_REACH, .. }) | Err(Reason::PassTruncated))
 }
 
-/// Writes the packet of the frame, and returns [`Reason::PassNoMatch`]; or the reason to pass a frame
-/// that has none. [`Reason::PassTruncated`] when something was not where it could be read in place:
-/// that is so for a short frame, but also for a long one whose headers lie in a fragment of the buffer.
-///
-/// A function of its own, for the stack it needs; like the next.
-#[inline(never)]
-fn walk_in_place(frame: impl Frame, packet: &mut Packet) -> Reason {
-    match headers::walk(&InPlace::of(&frame), frame.start()) {
-        Ok(Packet { port: Port::OUT_OF_REACH, .. }) => Reason::PassTruncated,
-        Ok(walked) => {
-            *packet = walked;
-            Reason::PassNoMatch
-        }
-        Err(reason) => reason,
-    }
-}
-
-/// As [`walk_in_place`], wherever the bytes lie.
-#[inline(never)]
-fn walk_anywhere(frame: impl Frame, packet: &mut Packet) -> Reason {
-    let mut walked = headers::walk(&Anywhere(frame), frame.start());
-    if is_short(&walked) && frame.pull() {
-        walked = headers::walk(&Anywhere(frame), frame.start());
-    }
-    match walked {
-        Ok(walked) => {
-            *packet = walked;
-            Reason::PassNoMatch
-        }
-        Err(reason) => reason,
-    }
-}
-
-/// The number of the reason. A source that is dropped already is not looked at for its fingerprint.
+/// Applies what rules there are beside the first; the number of the reason. A source that is dropped
+/// already is not looked at for its fingerprint.
 #[inline(always)]
-fn judge(work: &mut Work, settings: &Settings, observe: impl FnOnce(&Work)) -> u32 {
-    work.outcome = Outcome::NONE;
-    // Read once: a packet is judged by one set, whichever is put in force meanwhile.
-    // SAFETY: a field of a map value.
-    work.set = unsafe { (&raw const settings.active_set).read_volatile() } & 1;
-    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
-    let mut is_prepared = false;
-    if !work.candidates.are_none() {
-        work.prepare(settings);
-        is_prepared = true;
-        work.stage = search::PREFIXES;
+fn judge_rest(work: &mut Work, settings: &Settings, observe: impl FnOnce(&Work)) -> u32 {
+    if !work.outcome.is_final() && !search::is_over(work) {
         search::run(work);
-        if work.outcome.is_final() {
-            return work.outcome.number();
-        }
+    }
+    if work.outcome.is_final() {
+        return work.outcome.number();
     }
     if settings.features & feature::FINGERPRINTS != 0 {
         observe(work);
     }
     if flows::may_have_rules(&work.packet, settings) {
-        if !is_prepared {
-            work.prepare(settings);
-        }
+        work.prepare(settings);
         work.stage = search::FLOW;
         search::run(work);
     }
@@ -164,7 +240,7 @@ fn judge(work: &mut Work, settings: &Settings, observe: impl FnOnce(&Work)) -> u
 
 /// Looks for the fingerprint of the packet's flow.
 #[inline(always)]
-fn observe(frame: impl Frame, work: &Work) {
+fn observe(frame: impl Steps, work: &Work) {
     client_hello::observe(frame, &work.packet);
     quic::observe(frame, &work.packet, work.len);
 }
@@ -179,8 +255,9 @@ pub struct Work {
     pub len: u64,
     /// The scopes that the packet's destination port is in.
     port_scopes: u64,
-    /// On the clock of rules' expiry.
+    /// On the clock of rules' expiry, and at which tick of the machine it was read.
     pub now_ns: u64,
+    tick: u64,
     /// 1 if its destination is a failsafe port.
     pub is_failsafe: u32,
     /// What the rules have said so far.
@@ -201,10 +278,24 @@ pub struct Work {
 }
 
 impl Work {
+    #[inline(always)]
+    fn of_this_cpu() -> Option<&'static mut Self> {
+        let work = PC_WORK.get_ptr_mut(0)?;
+        // SAFETY: this CPU's value of a per-CPU array, and packet programs do not interrupt each
+        // other.
+        Some(unsafe { &mut *work })
+    }
+
+    /// Nothing has been found yet.
+    #[inline(always)]
+    fn begin(&mut self, set: u32) {
+        (self.rule, self.listed, self.limited, self.fingerprint) = (NO_RULE, NO_RULE, NO_RULE, 0);
+        (self.outcome, self.stage, self.set) = (Outcome::NONE, search::PREFIXES, set);
+    }
+
     /// Finds out what rules depend on.
     #[inline(always)]
     fn prepare(&mut self, settings: &Settings) {
-        (self.rule, self.listed, self.limited, self.fingerprint) = (NO_RULE, NO_RULE, NO_RULE, 0);
         let mut port_scopes = u64::MAX;
         let mut is_failsafe = false;
         let port = self.packet.port;
@@ -220,8 +311,20 @@ impl Work {
         }
         self.port_scopes = port_scopes;
         self.is_failsafe = u32::from(is_failsafe);
-        // SAFETY: the helper takes no arguments.
-        self.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+        self.read_clock();
+    }
+
+    /// The coarse clock goes on with the ticks of the machine, whose number can be read without a call: as
+    /// long as that stays, so does the time.
+    #[inline(always)]
+    fn read_clock(&mut self) {
+        // SAFETY: the helpers take no arguments.
+        unsafe {
+            let tick = bpf_jiffies64();
+            if tick != self.tick {
+                (self.tick, self.now_ns) = (tick, bpf_ktime_get_coarse_ns());
+            }
+        }
     }
 
     /// The scopes the packet is in. Few rules ask, and it takes a look-up.

@@ -1,14 +1,15 @@
-//! Which lengths of prefix may name an address: what the gates leave of those that occur.
+//! Prefixes that name an address: which lengths may, by the gates, and what the table says of one.
 
 use portcullis_common::{
-    gate::{self, Bit, CLASSES},
+    gate::{self, Bit},
     policy::Lengths,
+    prefix_table::{self, Bucket, SLOTS, Said},
     settings::Settings,
 };
 
 use crate::{
     headers::Address,
-    maps::{PC_PREFIX_GATE, PC_V4_GATE, PC_V4_LENGTHS},
+    maps::{PC_PREFIXES, PC_V4_GATE, PC_V4_LENGTHS, PC_V6_GATE, PC_V6_LENGTHS, PC_V6_WIDE},
 };
 
 /// Lengths of prefixes that may name an address; IPv4's as those of the mapped form, 96 to 128.
@@ -22,8 +23,6 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    const NONE: Self = Self { lengths: [0; 2], whole: 0 };
-
     #[inline(always)]
     pub fn are_none(&self) -> bool {
         let [first, second] = self.lengths;
@@ -89,50 +88,102 @@ const fn positions() -> [u8; 64] {
     positions
 }
 
+/// Whether a prefix of `set` may name the address, by the first gate alone.
+#[inline(always)]
+pub fn may_name(source: Address, set: u32, settings: &Settings) -> bool {
+    if source.is_v4() {
+        let bit = gate::v4_bit(source.v4());
+        return is_set(PC_V4_GATE.get(set * gate::V4_WORDS + bit.word), bit);
+    }
+    if lengths_of(set, settings).v6[0] & SHORTER_LENGTHS != 0 {
+        return true;
+    }
+    let bit = gate::v6_bit(gate::v6_hash(source.first_word()));
+    is_set(PC_V6_GATE.get(set * gate::V6_WORDS + bit.word), bit)
+}
+
+/// A gate that can't be read is open.
+#[inline(always)]
+fn is_set(word: Option<&u64>, bit: Bit) -> bool {
+    word.is_none_or(|word| word & bit.mask != 0)
+}
+
+/// The lengths that occur in `set`.
+#[inline(always)]
+fn lengths_of(set: u32, settings: &Settings) -> &Lengths {
+    &settings.prefixes[(set & 1) as usize].lengths
+}
+
+/// Lengths of IPv6 prefixes that are noted by /16 and not by /32.
+const SHORTER_LENGTHS: u64 = (1 << gate::V6_SHORTEST) - 1;
+
 /// Writes what the gates leave of the lengths that occur in `set`.
 #[inline(always)]
 pub fn find(source: Address, set: u32, settings: &Settings, found: &mut Candidates) {
-    *found = Candidates::NONE;
-    let prefixes = &settings.prefixes[(set & 1) as usize];
+    let lengths = lengths_of(set, settings);
     if source.is_v4() {
-        let bit = gate::v4_bit(source.v4());
-        let word = PC_V4_GATE.get(set * gate::V4_WORDS + bit.word);
-        if word.is_none_or(|word| word & bit.mask != 0) {
-            let block = source.v4() >> (32 - gate::V4_BLOCK_LEN);
-            let nearby = PC_V4_LENGTHS.get(set * gate::V4_BLOCKS + block);
-            *found = Candidates::of_v4(prefixes.lengths.v4 & nearby.copied().unwrap_or(u64::MAX));
-        }
-    } else {
-        find_v6(source.halves(), set, settings, found);
+        let block = source.v4() >> (32 - gate::V4_BLOCK_LEN);
+        let nearby = PC_V4_LENGTHS.get(set * gate::V4_BLOCKS + block);
+        *found = Candidates::of_v4(lengths.v4 & nearby.copied().unwrap_or(u64::MAX));
+        return;
     }
+    let network = source.first_word();
+    let block = gate::v6_block(gate::v6_hash(network));
+    let near = PC_V6_LENGTHS.get(set * gate::V6_BLOCKS + block);
+    let [near, near_long] = near.copied().unwrap_or([u64::MAX; 2]);
+    let mut wide = 0;
+    if lengths.v6[0] & SHORTER_LENGTHS != 0 {
+        let around = PC_V6_WIDE.get(set * gate::V6_WIDE + (network >> 16));
+        wide = around.copied().unwrap_or(u64::MAX);
+    }
+    let short = wide & SHORTER_LENGTHS | near & !SHORTER_LENGTHS;
+    *found = Candidates {
+        lengths: [lengths.v6[0] & short, lengths.v6[1] & near_long],
+        whole: lengths.v6_whole & near & gate::V6_WHOLE,
+    };
 }
 
-/// A function of its own, for the stack it needs.
-#[inline(never)]
-fn find_v6(halves: [u64; 2], set: u32, settings: &Settings, found: &mut Candidates) {
-    let prefixes = &settings.prefixes[(set & 1) as usize];
-    for class in 0..CLASSES {
-        if prefixes.classes >> class & 1 == 0 {
-            continue;
-        }
-        let beginning = gate::masked(halves, class * 8);
-        let words = settings.prefix_gate_words;
-        if !is_set(gate::class_bit(beginning, class, words), set, words) {
-            continue;
-        }
-        if class == CLASSES - 1 {
-            found.whole |= prefixes.lengths.v6_whole;
-        } else {
-            let half = (class / 8) as usize & 1;
-            found.lengths[half] |= prefixes.lengths.v6[half] & 0xff << (class % 8 * 8);
-        }
-    }
-}
-
-/// Whether the gate of prefixes has the bit.
+/// What is said of the prefix in `set`.
 #[inline(always)]
-pub fn is_set(bit: Bit, set: u32, words: u32) -> bool {
-    let word = PC_PREFIX_GATE.get(set.wrapping_mul(words).wrapping_add(bit.word));
-    // A gate that can't be read is open.
-    word.is_none_or(|word| word & bit.mask != 0)
+pub fn look_up(halves: [u64; 2], len: u32, set: u32, settings: &Settings) -> Said {
+    let buckets = settings.prefixes[(set & 1) as usize].buckets;
+    let hash = prefix_table::hash(halves, len, settings.seed);
+    let Some(bucket) = bucket(set, prefix_table::first(hash, buckets)) else {
+        return Said::NOTHING;
+    };
+    let said = said_in(bucket, halves, len);
+    // SAFETY: a field of a map value, which stays while the program runs.
+    let overflows = unsafe { (&raw const (*bucket).overflows).read_volatile() };
+    if said != 0 || overflows == 0 {
+        return Said(said);
+    }
+    match self::bucket(set, prefix_table::second(hash, buckets)) {
+        Some(bucket) => Said(said_in(bucket, halves, len)),
+        None => Said::NOTHING,
+    }
+}
+
+#[inline(always)]
+fn bucket(set: u32, index: u32) -> Option<*const Bucket> {
+    PC_PREFIXES.get_value_ptr_mut(set, &index).map(<*mut Bucket>::cast_const)
+}
+
+/// What the bucket says of the prefix: the word of [`Said`].
+#[inline(always)]
+fn said_in(bucket: *const Bucket, halves: [u64; 2], len: u32) -> u64 {
+    for at in 0..SLOTS {
+        // SAFETY: a slot of a map value, by words that userspace writes each in one step.
+        unsafe {
+            let slot = &raw const (*bucket).slots[at];
+            let said = (&raw const (*slot).said).read_volatile();
+            let [first, second] = (&raw const (*slot).halves).read_volatile();
+            let again = (&raw const (*slot).said).read_volatile();
+            // One branch: each doubles what the verifier walks through.
+            let length = (said & 0xff) ^ Said::tag(len);
+            if length | (first ^ halves[0]) | (second ^ halves[1]) | (again ^ said) == 0 {
+                return said;
+            }
+        }
+    }
+    0
 }

@@ -26,11 +26,22 @@ const V2: (u8, u32) = (0xd0, 0x6b33_43cf);
 /// Samples the packet if it begins like a client's first of QUIC.
 #[inline(always)]
 pub fn observe(frame: impl Frame, packet: &Packet, len: u64) {
-    let at = packet.udp_payload_at;
-    if at == 0 || len < u64::from(at) + SHORTEST {
-        return;
+    if is_long_enough(packet, len) {
+        look(frame, packet, len);
     }
-    look(frame, packet, len);
+}
+
+#[inline(always)]
+fn is_long_enough(packet: &Packet, len: u64) -> bool {
+    let at = packet.udp_payload_at;
+    at != 0 && len >= u64::from(at) + SHORTEST
+}
+
+/// Whether the packet begins like a client's first of QUIC. Perhaps, where it can't be read in place.
+#[inline(always)]
+pub fn may_begin(frame: impl Frame, packet: &Packet, len: u64) -> bool {
+    is_long_enough(packet, len)
+        && InPlace::of(&frame).read(packet.udp_payload_at as usize).is_none_or(is_begin)
 }
 
 /// A function of its own, for the stack it needs.

@@ -10,18 +10,15 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use portcullis_common::{
     gate,
-    policy::{ConjunctionKey, NO_RULE, PrefixKey},
+    policy::{ConjunctionKey, NO_RULE, PrefixRules},
     settings::{Settings, feature},
 };
 
 use crate::{
     headers::Address,
-    maps::{
-        PC_CONJUNCTIONS, PC_FINGERPRINTS, PC_FLOW_RULES, PC_FLOWS, PC_PREFIXES, PC_RULES,
-        PC_SETTINGS,
-    },
+    maps::{PC_CONJUNCTIONS, PC_FINGERPRINTS, PC_FLOW_RULES, PC_FLOWS, PC_RULES, PC_SETTINGS},
     policy::Work,
-    prefixes::{Candidates, is_set},
+    prefixes::{self, Candidates},
     rules::{self, Said},
 };
 
@@ -44,6 +41,44 @@ pub fn run(work: &mut Work) {
     unsafe { bpf_loop(MAX_STEPS, step as *mut c_void, (&raw mut work).cast(), 0) };
 }
 
+/// Looks prefixes up until one has rules; whether there can be any. Two at most are looked up here, which
+/// is enough for almost every packet: the rest is left to [`run`].
+#[inline(always)]
+pub fn find_rule(work: &mut Work, settings: &Settings) -> bool {
+    for _ in 0..2 {
+        if work.candidates.are_none() {
+            return false;
+        }
+        look_prefix_up(work, settings);
+        if work.rule | work.listed != NO_RULE {
+            return true;
+        }
+    }
+    !work.candidates.are_none()
+}
+
+/// Applies the first rule that was found, if one was; whether it has the last word.
+#[inline(always)]
+pub fn apply_first(work: &mut Work, settings: &Settings) -> bool {
+    take_listed(work);
+    work.rule != NO_RULE && apply(work, settings)
+}
+
+/// Whether nothing is left to be looked up or applied.
+#[inline(always)]
+pub fn is_over(work: &Work) -> bool {
+    work.rule | work.listed | work.limited == NO_RULE && work.candidates.are_none()
+}
+
+/// Goes on with the list's rule when the prefix's own are done.
+#[inline(always)]
+fn take_listed(work: &mut Work) {
+    if work.rule == NO_RULE {
+        work.rule = work.listed;
+        work.listed = NO_RULE;
+    }
+}
+
 /// Applies one rule or looks one subject up; 1 at the end.
 unsafe extern "C" fn step(_: u32, work: *mut c_void) -> i64 {
     // SAFETY: what `run` gave: a pointer into a map value that nobody else uses now.
@@ -53,10 +88,7 @@ unsafe extern "C" fn step(_: u32, work: *mut c_void) -> i64 {
     if work.limited != NO_RULE {
         return i64::from(limit(work, settings));
     }
-    if work.rule == NO_RULE {
-        work.rule = work.listed;
-        work.listed = NO_RULE;
-    }
+    take_listed(work);
     if work.rule != NO_RULE {
         return i64::from(apply(work, settings));
     }
@@ -103,24 +135,16 @@ fn limit(work: &mut Work, settings: &Settings) -> bool {
 fn look_prefix_up(work: &mut Work, settings: &Settings) {
     let len = work.candidates.take_longest();
     let halves = gate::masked(work.packet.source.halves(), len);
-    let addr = Address::from_halves(halves).addr();
     if work.stage == CONJUNCTIONS {
+        let addr = Address::from_halves(halves).addr();
         let fingerprint = work.fingerprint;
         let key = ConjunctionKey { fingerprint, addr, prefix_len: len, reserved: 0 };
         // SAFETY: the value is copied at once.
         work.rule = unsafe { PC_CONJUNCTIONS.get(key) }.copied().unwrap_or(NO_RULE);
         return;
     }
-    let set = work.set;
-    let words = settings.prefix_gate_words;
-    if !is_set(gate::prefix_bit(halves, len, words), set, words) {
-        return;
-    }
-    let key = PrefixKey { addr, prefix_len: len };
-    if let Some(rules) = PC_PREFIXES.get_value_ptr_mut(set, &key) {
-        // SAFETY: a pointer into a map value stays readable while the program runs.
-        (work.rule, work.listed) = unsafe { ((*rules).own, (*rules).listed) };
-    }
+    let PrefixRules { own, listed } = prefixes::look_up(halves, len, work.set, settings).rules();
+    (work.rule, work.listed) = (own, listed);
 }
 
 #[inline(always)]

@@ -102,14 +102,11 @@ fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
 }
 
 /// The pinned maps whose size the configuration sets.
-fn entries_of(config: &Config) -> [(&'static str, u32); 3] {
+fn entries_of(config: &Config) -> [(&'static str, u32); 2] {
     let blocks = config.kernel.max_blocks;
-    // About 64 bits a block, so that two of a hundred addresses get past a full one.
-    let words = blocks.next_power_of_two().max(capacity::MIN_PREFIX_GATE_WORDS);
     [
         // One more, since the first is none.
         (pinned::RULES, blocks + capacity::LIST_RULES + 1),
-        (pinned::PREFIX_GATE, 2 * words),
         (pinned::ALLOW, config.kernel.max_allowed),
     ]
 }

@@ -23,6 +23,7 @@ mod occupant;
 mod open;
 mod pins;
 mod policy;
+mod prefix_table;
 mod prefixes;
 mod rules;
 mod scopes;

@@ -58,7 +58,9 @@ impl KernelPolicy {
             Gates {
                 v4: Shared::new(&map(pinned::V4_GATE)?)?,
                 v4_lengths: Shared::new(&map(pinned::V4_LENGTHS)?)?,
-                prefixes: Shared::new(&map(pinned::PREFIX_GATE)?)?,
+                v6: Shared::new(&map(pinned::V6_GATE)?)?,
+                v6_lengths: Shared::new(&map(pinned::V6_LENGTHS)?)?,
+                v6_wide: Shared::new(&map(pinned::V6_WIDE)?)?,
             },
             &settings,
             sizes.blocks,
@@ -101,6 +103,8 @@ impl KernelPolicy {
             settings.seed = before.seed;
             settings.features = before.features;
         });
+        // So far it is empty, and by another seed.
+        self.rebuild_prefixes(|_| NO_RULE, &BTreeMap::new())?;
         self.allowed.replace(old.allowed.nets().clone())?;
         self.scopes.copy_from(&old.scopes, &self.settings)?;
         self.subjects.copy_seen(&old.subjects)?;
@@ -163,7 +167,7 @@ impl KernelPolicy {
             moved.insert(*index, to);
             self.lists.insert(*id, to);
         }
-        let listed: BTreeMap<PrefixKey, u32> = (old.subjects.prefixes.entries()?.into_iter())
+        let listed: BTreeMap<PrefixKey, u32> = (old.subjects.prefixes.entries().into_iter())
             .filter_map(|(key, rules)| Some((key, *moved.get(&rules.listed)?)))
             .collect();
         Ok(self.rebuild_prefixes(|_| NO_RULE, &listed)?)
@@ -182,10 +186,9 @@ fn prepare(settings: &Shared<Settings>, map: &impl Fn(&str) -> Result<MapData>) 
     for half in &mut seed {
         *half = getrandom::u64().context("no random numbers")? | 1;
     }
-    let (prefix_gate, flow_gate) = (entries(pinned::PREFIX_GATE)?, entries(pinned::FLOW_GATE)?);
+    let flow_gate = entries(pinned::FLOW_GATE)?;
     let bucket_sets = entries(pinned::BUCKETS)?;
     settings.update(0, |settings| {
-        settings.prefix_gate_words = prefix_gate / 2;
         settings.flow_gate_words = flow_gate / 2;
         settings.bucket_sets = bucket_sets;
         settings.seed = seed;
@@ -201,7 +204,7 @@ fn recall(
 ) -> Result<(Book, HashMap<u64, u32>)> {
     let mut book = Book::default();
     let mut lists = HashMap::new();
-    for (key, PrefixRules { own, listed }) in subjects.prefixes.entries()? {
+    for (key, PrefixRules { own, listed }) in subjects.prefixes.entries() {
         if listed != NO_RULE && listed < rules.len() {
             let rule = rules.get(listed);
             if rule.origin == origin::LISTED {

@@ -376,7 +376,7 @@ impl KernelPolicy {
         let mut all: BTreeMap<PrefixKey, PrefixRules> = (listed.iter())
             .map(|(key, index)| (*key, PrefixRules { own: NO_RULE, listed: *index }))
             .collect();
-        for (key, rules) in self.subjects.prefixes.entries()? {
+        for (key, rules) in self.subjects.prefixes.entries() {
             let rules = PrefixRules { own: rules.own, listed: kept(&rules) };
             if rules != PrefixRules::default() {
                 let merged = all.entry(key).or_default();

@@ -4,28 +4,28 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
-use portcullis_common::gate::{self, Bit, CLASSES, V4_BLOCK_LEN, V4_BLOCKS, V4_WORDS};
-use portcullis_common::names::map;
+use aya::maps::{ArrayOfMaps, Map, MapData};
+use portcullis_common::gate::{
+    self, V4_BLOCK_LEN, V4_BLOCKS, V4_WORDS, V6_BLOCK_LEN, V6_BLOCKS, V6_SHORTEST, V6_WHOLE,
+    V6_WIDE, V6_WORDS,
+};
 use portcullis_common::policy::{Lengths, PrefixKey, PrefixRules};
 use portcullis_common::settings::{PrefixSet, Settings};
 
+use super::prefix_table::PrefixTable;
 use super::shared::Shared;
-use super::table::Table;
 
 type Outer = ArrayOfMaps<MapData, MapData>;
-type Inner = Table<PrefixKey, PrefixRules>;
 
 /// Bits that belong to no prefix any more may stay set until they are so many.
 const STALE_BITS: u32 = 65_536;
 
 pub(super) struct Prefixes {
     outer: Outer,
-    inner: Inner,
+    table: PrefixTable,
     gates: Gates,
     /// Which of the two sets is in force.
     set: u32,
-    capacity: u32,
     used: u32,
     /// Prefixes by length, IPv4's first.
     by_length: BTreeMap<(bool, u32), u32>,
@@ -42,36 +42,21 @@ impl Prefixes {
         capacity: u32,
     ) -> Result<Self> {
         let mut outer = Outer::try_from(Map::ArrayOfMaps(outer))?;
-        let set = settings.get(0).active_set & 1;
-        let inner = match outer.get(&set, 0) {
-            Ok(inner) => Inner::new(inner)?,
+        let Settings { active_set, seed, .. } = settings.get(0);
+        let set = active_set & 1;
+        let table = match outer.get(&set, 0) {
+            Ok(inner) => PrefixTable::open(inner, seed)?,
             Err(_) => {
-                let inner = create(capacity)?;
-                outer.set(set, inner.data(), 0).context("can't put a set of prefixes in place")?;
-                inner
+                let table = PrefixTable::create(capacity, seed)?;
+                outer.set(set, table.data(), 0).context("can't put a set of prefixes in place")?;
+                table
             }
         };
-        let mut prefixes = Self {
-            outer,
-            inner,
-            gates,
-            set,
-            capacity,
-            used: 0,
-            by_length: BTreeMap::new(),
-            stale: 0,
-        };
-        prefixes.recount()?;
+        let mut prefixes =
+            Self { outer, table, gates, set, used: 0, by_length: BTreeMap::new(), stale: 0 };
+        prefixes.entries().iter().for_each(|(key, _)| prefixes.count(key));
+        prefixes.write_lengths(set, settings);
         Ok(prefixes)
-    }
-
-    fn recount(&mut self) -> Result<()> {
-        for (key, _) in self.entries()? {
-            self.count(&key);
-        }
-        let info = self.inner.data().info().context("can't ask for the size of a map")?;
-        self.capacity = info.max_entries();
-        Ok(())
     }
 
     fn count(&mut self, key: &PrefixKey) {
@@ -80,33 +65,41 @@ impl Prefixes {
     }
 
     /// Every prefix, with its rules.
-    pub fn entries(&self) -> Result<Vec<(PrefixKey, PrefixRules)>> {
-        self.inner.entries()
+    pub fn entries(&self) -> Vec<(PrefixKey, PrefixRules)> {
+        self.table.entries()
     }
 
-    pub fn get(&self, key: &PrefixKey) -> Result<PrefixRules, MapError> {
-        Ok(self.inner.get(key)?.unwrap_or_default())
+    pub fn get(&self, key: &PrefixKey) -> PrefixRules {
+        self.table.get(key).unwrap_or_default()
     }
 
     /// Replaces the rules of a prefix; without any, it goes.
+    ///
+    /// # Errors
+    /// When the table has to grow, and there is no memory for it.
     pub fn set(
         &mut self,
         key: PrefixKey,
         rules: PrefixRules,
         settings: &Shared<Settings>,
-    ) -> Result<(), MapError> {
-        let is_known = self.get(&key)? != PrefixRules::default();
+    ) -> Result<()> {
+        let is_known = self.get(&key) != PrefixRules::default();
         if rules == PrefixRules::default() {
             if is_known {
-                self.inner.remove(&key)?;
+                self.table.remove(&key);
                 self.uncount(&key, settings);
             }
             return Ok(());
         }
         if !is_known {
-            self.gates.open(&key, self.set, &settings.get(0));
+            self.gates.open(&key, self.set);
         }
-        self.inner.insert(key, rules)?;
+        while self.table.insert(&key, rules).is_err() {
+            let table = self.table.grown()?;
+            let entries = table.entries();
+            self.put_in_force(table, &entries, settings)?;
+            self.gates.open(&key, self.set);
+        }
         if !is_known {
             self.count(&key);
             self.write_lengths(self.set, settings);
@@ -143,38 +136,44 @@ impl Prefixes {
         spare: u32,
         settings: &Shared<Settings>,
     ) -> Result<()> {
-        let capacity = u32::try_from(entries.len())
-            .ok()
-            .and_then(|len| len.checked_add(spare))
-            .context("more prefixes than a map can hold")?;
-        let mut inner = create(capacity.max(1))?;
-        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
-        inner.fill(&keys, &values)?;
+        let table = PrefixTable::filled(entries, spare, settings.get(0).seed)?;
+        self.put_in_force(table, entries, settings)
+    }
 
+    /// Lets the other set have this table, which holds `entries`, and puts it in force.
+    fn put_in_force(
+        &mut self,
+        table: PrefixTable,
+        entries: &[(PrefixKey, PrefixRules)],
+        settings: &Shared<Settings>,
+    ) -> Result<()> {
         let next = 1 - self.set;
-        self.gates.fill(&keys, next, &settings.get(0));
-        self.outer.set(next, inner.data(), 0).context("can't put a set of prefixes in place")?;
-        (self.used, self.stale, self.capacity) = (0, 0, capacity);
+        self.gates.fill(entries, next);
+        self.outer.set(next, table.data(), 0).context("can't put a set of prefixes in place")?;
+        self.table = table;
+        (self.used, self.stale) = (0, 0);
         self.by_length.clear();
-        keys.iter().for_each(|key| self.count(key));
+        entries.iter().for_each(|(key, _)| self.count(key));
         self.write_lengths(next, settings);
         settings.update(0, |settings| settings.active_set = next);
         // An update of a map of maps returns when no program is at work any more that has begun before
         // it (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`): until then one may go on with the old set.
-        self.outer.set(next, inner.data(), 0).context("can't put a set of prefixes in place")?;
-        let old = create(1)?;
-        self.outer.set(self.set, old.data(), 0).context("can't let the old set of prefixes go")?;
-        self.inner = inner;
+        self.outer
+            .set(next, self.table.data(), 0)
+            .context("can't put a set of prefixes in place")?;
+        let nothing = PrefixTable::create(1, settings.get(0).seed)?;
+        self.outer
+            .set(self.set, nothing.data(), 0)
+            .context("can't let the old set of prefixes go")?;
         self.set = next;
         Ok(())
     }
 
     fn write_lengths(&self, set: u32, settings: &Shared<Settings>) {
         let lengths = lengths_of(self.by_length.keys().copied());
-        let classes = self.by_length.keys().filter(|(is_v4, _)| !is_v4);
-        let classes = classes.fold(0, |classes, (_, len)| classes | 1 << gate::class_of(*len));
+        let buckets = self.table.buckets();
         settings.update(0, |settings| {
-            settings.prefixes[set as usize] = PrefixSet { lengths, classes, reserved: 0 };
+            settings.prefixes[set as usize] = PrefixSet { lengths, buckets, reserved: 0 };
         });
     }
 }
@@ -205,36 +204,36 @@ pub(super) fn family_and_length(key: &PrefixKey) -> (bool, u32) {
 pub(super) struct Gates {
     pub v4: Shared<u64>,
     pub v4_lengths: Shared<u64>,
-    pub prefixes: Shared<u64>,
+    pub v6: Shared<u64>,
+    pub v6_lengths: Shared<[u64; 2]>,
+    pub v6_wide: Shared<u64>,
 }
 
 impl Gates {
-    /// Lets through to `keys`, and to nothing else.
-    fn fill(&self, keys: &[PrefixKey], set: u32, settings: &Settings) {
-        let words = settings.prefix_gate_words;
-        for (gate, words) in
-            [(&self.v4, V4_WORDS), (&self.v4_lengths, V4_BLOCKS), (&self.prefixes, words)]
-        {
+    /// Lets through to `entries`, and to nothing else.
+    fn fill(&self, entries: &[(PrefixKey, PrefixRules)], set: u32) {
+        for (gate, words) in [
+            (&self.v4, V4_WORDS),
+            (&self.v4_lengths, V4_BLOCKS),
+            (&self.v6, V6_WORDS),
+            (&self.v6_wide, V6_WIDE),
+        ] {
             (set * words..(set + 1) * words).for_each(|word| gate.set(word, 0));
         }
-        keys.iter().for_each(|key| self.open(key, set, settings));
+        (set * V6_BLOCKS..(set + 1) * V6_BLOCKS).for_each(|at| self.v6_lengths.set(at, [0; 2]));
+        entries.iter().for_each(|(key, _)| self.open(key, set));
     }
 
-    fn open(&self, key: &PrefixKey, set: u32, settings: &Settings) {
-        let words = settings.prefix_gate_words;
-        let open = |bit: Bit| self.prefixes.set_bits(set * words + bit.word, bit.mask);
+    fn open(&self, key: &PrefixKey, set: u32) {
         let halves = key.addr.halves();
         match family_and_length(key) {
             (true, len) => {
                 self.open_v4(halves[1] as u32, len, set);
-                self.note_length(halves[1] as u32, len, set);
+                self.note_v4_length(halves[1] as u32, len, set);
             }
-            (false, len) => {
-                let class = gate::class_of(len).min(CLASSES - 1);
-                open(gate::class_bit(gate::masked(halves, class * 8), class, words));
-            }
+            (false, len) if len < V6_SHORTEST => self.note_wide_length(halves[0], len, set),
+            (false, len) => self.open_v6(halves[0], len, set),
         }
-        open(gate::prefix_bit(halves, key.prefix_len, words));
     }
 
     /// Sets the bit of every /24 in the network, or around it.
@@ -254,14 +253,39 @@ impl Gates {
     }
 
     /// Notes the length for every /20 in the network, or around it.
-    fn note_length(&self, address: u32, len: u32, set: u32) {
+    fn note_v4_length(&self, address: u32, len: u32, set: u32) {
         let first = set * V4_BLOCKS + (address >> (32 - V4_BLOCK_LEN));
         for block in 0..1 << V4_BLOCK_LEN.saturating_sub(len) {
             self.v4_lengths.set_bits(first + block, 1 << len);
         }
     }
+
+    /// Sets the bit of every /32 in the network, or around it, and notes the length there.
+    fn open_v6(&self, first_half: u64, len: u32, set: u32) {
+        let network = (first_half >> 32) as u32;
+        let lengths = match len {
+            128 => [V6_WHOLE, 0],
+            0..64 => [1 << len, 0],
+            _ => [0, 1 << (len & 63)],
+        };
+        for network in network..=network | V6_BLOCK_LEN.checked_sub(len).map_or(0, low_bits) {
+            let hash = gate::v6_hash(network);
+            let bit = gate::v6_bit(hash);
+            self.v6.set_bits(set * V6_WORDS + bit.word, bit.mask);
+            self.v6_lengths.set_bits_of(set * V6_BLOCKS + gate::v6_block(hash), lengths);
+        }
+    }
+
+    /// Notes the length for every /16 in the network, or around it.
+    fn note_wide_length(&self, first_half: u64, len: u32, set: u32) {
+        let network = (first_half >> 48) as u32;
+        for network in network..=network | 16_u32.checked_sub(len).map_or(0, low_bits) {
+            self.v6_wide.set_bits(set * V6_WIDE + network, 1 << len);
+        }
+    }
 }
 
-fn create(capacity: u32) -> Result<Inner> {
-    Inner::create(map::PREFIX_SET, capacity)
+/// A mask of the last `count` bits, fewer than 32.
+fn low_bits(count: u32) -> u32 {
+    (1 << count) - 1
 }

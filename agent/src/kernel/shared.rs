@@ -111,13 +111,26 @@ impl<T: Pod> Shared<T> {
 impl Shared<u64> {
     pub fn set_bits(&self, index: u32, bits: u64) {
         for word in self.element(index) {
-            word.fetch_or(bits, Ordering::Release);
+            if word.load(Ordering::Relaxed) & bits != bits {
+                word.fetch_or(bits, Ordering::Release);
+            }
         }
     }
 
     pub fn clear_bits(&self, index: u32, bits: u64) {
         for word in self.element(index) {
             word.fetch_and(!bits, Ordering::Release);
+        }
+    }
+}
+
+impl Shared<[u64; 2]> {
+    /// Sets bits of both words.
+    pub fn set_bits_of(&self, index: u32, bits: [u64; 2]) {
+        for (word, bits) in self.element(index).iter().zip(bits) {
+            if word.load(Ordering::Relaxed) & bits != bits {
+                word.fetch_or(bits, Ordering::Release);
+            }
         }
     }
 }

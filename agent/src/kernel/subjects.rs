@@ -42,9 +42,9 @@ impl Subjects {
         match target {
             Target::Network(net) => {
                 let key = prefix_key(*net);
-                let listed = self.prefixes.get(&key).map_err(refused("prefixes"))?.listed;
+                let listed = self.prefixes.get(&key).listed;
                 let rules = PrefixRules { own: head, listed };
-                self.prefixes.set(key, rules, settings).map_err(refused("prefixes"))
+                self.prefixes.set(key, rules, settings).map_err(EnforceError::Kernel)
             }
             Target::Fingerprint(ja4) => {
                 for fingerprint in self.keys_for(ja4, head)? {
@@ -201,7 +201,7 @@ impl Subjects {
         let now = settings.get(0);
         let words = now.flow_gate_words;
         let generation = generation & 1;
-        (generation * words..(generation + 1) * words).for_each(|at| self.flow_gate.set(at, 0));
+        (0..words).for_each(|at| self.flow_gate.set(2 * at + generation, 0));
         for (flow, _) in &flow_rules {
             open_flow_gate(&self.flow_gate, flow, &now);
         }
@@ -218,10 +218,9 @@ impl Subjects {
 }
 
 fn open_flow_gate(gate: &Shared<u64>, flow: &FlowKey, settings: &Settings) {
-    let words = settings.flow_gate_words;
-    let bit = gate::flow_bit(flow.hash(settings.seed), words);
+    let bit = gate::flow_bit(flow.hash(settings.seed), settings.flow_gate_words);
     gate.set_bits(bit.word, bit.mask);
-    gate.set_bits(words + bit.word, bit.mask);
+    gate.set_bits(bit.word + 1, bit.mask);
 }
 
 pub(super) fn flow_key(flow: &Flow) -> FlowKey {

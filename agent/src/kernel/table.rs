@@ -20,17 +20,6 @@ impl<K: Pod + Default, V: Pod + Default> Table<K, V> {
         Ok(Self { map, elements: PhantomData })
     }
 
-    /// # Errors
-    /// When there is no memory for it.
-    pub fn create(name: &str, capacity: u32) -> Result<Self> {
-        let kind = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_HASH as u32;
-        let (key, value) = (size_of::<K>() as u32, size_of::<V>() as u32);
-        let definition = aya_obj::Map::new_from_params(kind, key, value, capacity, 0);
-        let data = MapData::create(definition, name, None)
-            .with_context(|| format!("no memory for a map of {capacity} elements"))?;
-        Self::new(data)
-    }
-
     pub fn data(&self) -> &MapData {
         match &self.map {
             Map::HashMap(data) | Map::LruHashMap(data) => data,

@@ -24,12 +24,14 @@
 //! they can be told apart, and `cargo xtask test` runs one after the other.
 
 pub mod agent;
+mod assembled;
 pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod curl;
 pub mod demo;
 pub mod flood;
+pub mod ja4;
 pub mod netns;
 pub mod nginx;
 pub mod packet;
@@ -40,5 +42,7 @@ pub mod quic;
 pub mod scenario;
 pub mod shop;
 pub mod slot;
+pub mod switch_port;
 pub mod tun;
 pub mod wait;
+pub mod wire;

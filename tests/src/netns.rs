@@ -110,6 +110,16 @@ impl Lab {
         &self.server.role
     }
 
+    /// Switches features of that interface on and off: `ethtool --features INTERFACE ARGUMENTS`.
+    pub fn set_switch_port(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.switch(), "ethtool", "--features"]);
+        command.arg(self.switch_port()).args(arguments).process_group(0);
+        let output = command.output().context("cannot run ip (package iproute2)")?;
+        ensure!(output.status.success(), "ethtool: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     /// # Panics
     /// If the laboratory was made with fewer clients.
     pub fn client(&self, index: usize) -> &Host {

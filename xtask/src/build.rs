@@ -55,3 +55,9 @@ pub fn lab_programs() -> anyhow::Result<()> {
     cargo.args(["build", "--release", "--package", "portcullis", "--package", "portcullis-tests"]);
     exec::run(cargo.arg("--bins"))
 }
+
+/// Compiles the client in Go and puts it beside those programs.
+pub fn go_client() -> anyhow::Result<()> {
+    let source = exec::root().join("tests/tests/clients/client.go");
+    setup::go::build(&source, &exec::target_dir()?.join("release/portcullis-lab-go-client"))
+}

@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::setup::{self, LAB};
+use crate::setup::{self, CLIENTS, LAB};
 use crate::{build, exec, vm};
 
 /// Runs the crates' own tests, then those on network namespaces; `filter` as cargo's.
 pub fn run(filter: Option<&str>) -> anyhow::Result<()> {
     exec::require_root("test (it makes network namespaces and loads eBPF programs)")?;
-    setup::tools(&[LAB])?;
+    setup::tools(&[LAB, CLIENTS])?;
     build::ebpf()?;
 
     let steps = [("unit tests", unit_tests(filter)), ("end-to-end tests", end_to_end(filter))];
@@ -63,6 +63,7 @@ fn unit_tests(filter: Option<&str>) -> anyhow::Result<u64> {
 /// the host's TLS library and its two or more processors.
 fn end_to_end(filter: Option<&str>) -> anyhow::Result<u64> {
     build::lab_programs()?;
+    build::go_client()?;
     let mut cargo = exec::cargo();
     cargo.args(["test", "--no-fail-fast", "--release", "--package", "portcullis-tests"]);
     cargo_test(cargo.args(filter).args(["--", "--test-threads=1"]))

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya_obj::generated::perf_event_attr;
 use portcullis::capture::sites;
 
-use super::assembled::{Program, instruction, op};
+use crate::assembled::{Program, instruction, op};
 
 /// `PERF_EVENT_IOC_SET_BPF` and `PERF_EVENT_IOC_ENABLE` of linux/perf_event.h.
 const IOC_SET_BPF: libc::c_ulong = 0x4004_2408;

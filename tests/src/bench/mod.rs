@@ -1,6 +1,5 @@
 //! The benchmarks, by the names that `cargo xtask bench` takes.
 
-mod assembled;
 mod block;
 mod empty_probes;
 pub mod report;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -52,12 +53,16 @@ pub struct Connection {
 impl Client {
     /// Trusts the authority in this PEM file.
     pub fn trusting(ca: &Path) -> anyhow::Result<Self> {
+        Self::by(rustls::crypto::ring::default_provider(), ca)
+    }
+
+    /// The same with the cryptography of another library, which shows in the hello.
+    pub fn by(cryptography: CryptoProvider, ca: &Path) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(ca)
             .with_context(|| format!("no certificate in {}", ca.display()))?;
         roots.add(ca)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
+        let tls = ClientConfig::builder_with_provider(Arc::new(cryptography))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();

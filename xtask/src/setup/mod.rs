@@ -2,6 +2,7 @@
 
 mod apt;
 pub mod ebpf;
+pub mod go;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,16 @@ pub const LAB: &[Tool] = &[
     tool("/usr/bin/python3", "python3", "is a second server on OpenSSL"),
 ];
 
+/// The clients whose TLS fingerprints the tests compare, and what puts them on their way.
+pub const CLIENTS: &[Tool] = &[
+    tool("openssl", "openssl", "is a client on OpenSSL"),
+    tool("gnutls-cli", "gnutls-bin", "is a client on GnuTLS"),
+    tool("tstclnt", "libnss3-tools", "is a client on NSS"),
+    tool("node", "nodejs", "is a client on OpenSSL as Node.js has it"),
+    tool("chromium-headless-shell", "chromium-headless-shell", "is a browser (100 MB)"),
+    tool("ethtool", "ethtool", "has VLAN tags put into frames"),
+];
+
 /// What the benchmarks need beside the laboratory.
 pub const BENCH: &[Tool] = &[
     tool("wrk", "wrk", "loads the server"),
@@ -47,7 +58,8 @@ pub const KERNELS: &[Tool] = &[
 /// Everything that any command needs, but for the tests on other kernels.
 pub fn everything() -> anyhow::Result<()> {
     ebpf::toolchain_with_clippy()?;
-    tools(&[LAB, BENCH])?;
+    tools(&[LAB, CLIENTS, BENCH])?;
+    go::compiler()?;
     lint_components()?;
     println!("everything is installed");
     Ok(())

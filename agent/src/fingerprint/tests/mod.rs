@@ -1,4 +1,5 @@
 mod properties;
+mod published;
 mod quic;
 mod seeds;
 pub(super) mod spec;

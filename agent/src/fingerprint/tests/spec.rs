@@ -32,6 +32,23 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// With the lists of a JA3's text.
+    pub fn of_ja3(text: &str) -> Self {
+        let [version, ciphers, extensions, groups, formats] =
+            text.split(',').collect::<Vec<_>>()[..]
+        else {
+            panic!("{text}");
+        };
+        Self {
+            legacy_version: version.parse().unwrap(),
+            ciphers: decimals(ciphers),
+            extensions: decimals(extensions),
+            groups: decimals(groups),
+            formats: decimals(formats).into_iter().map(|one| one.try_into().unwrap()).collect(),
+            ..Self::default()
+        }
+    }
+
     /// The handshake message.
     pub fn message(&self) -> Vec<u8> {
         let mut body = self.legacy_version.to_be_bytes().to_vec();
@@ -73,6 +90,11 @@ impl Spec {
 pub fn list(text: &str) -> Vec<u16> {
     let number = |digits: &str| u16::from_str_radix(digits, 16).unwrap();
     text.split(',').filter(|digits| !digits.is_empty()).map(number).collect()
+}
+
+/// Numbers as JA3 writes them: `4865-49195`.
+fn decimals(dashed: &str) -> Vec<u16> {
+    dashed.split('-').filter(|one| !one.is_empty()).map(|one| one.parse().unwrap()).collect()
 }
 
 pub fn hex(text: &str) -> Vec<u8> {

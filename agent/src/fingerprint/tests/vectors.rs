@@ -132,28 +132,15 @@ const CLIENTS: [Client; 8] = [
     },
 ];
 
-fn decimals(dashed: &str) -> Vec<u16> {
-    dashed.split('-').filter(|one| !one.is_empty()).map(|one| one.parse().unwrap()).collect()
-}
-
 #[test]
 fn clients_in_public_captures() {
     for client in CLIENTS {
         let (text, hash) = client.ja3;
-        let [version, ciphers, extensions, groups, formats] =
-            text.split(',').collect::<Vec<_>>()[..]
-        else {
-            panic!("{text}");
-        };
         let hello = Spec {
-            legacy_version: version.parse().unwrap(),
-            ciphers: decimals(ciphers),
-            extensions: decimals(extensions),
             versions: client.versions.to_vec(),
             protocols: vec![client.protocol.into()],
             signatures: list(client.signatures),
-            groups: decimals(groups),
-            formats: decimals(formats).into_iter().map(|one| one.try_into().unwrap()).collect(),
+            ..Spec::of_ja3(text)
         }
         .hello();
         let ja3 = Ja3::new(&hello);

@@ -11,7 +11,7 @@ use aya_obj::generated::{bpf_insn, bpf_map_type};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::networks::{FIRST_BYTES, V6_BEGIN, V6_RANDOM};
-use crate::bench::assembled::{self, Program, helper, instruction, load_map, op};
+use crate::assembled::{self, Program, helper, instruction, load_map, op};
 
 const XDP_PASS: i32 = 2;
 /// Where the source address is in a frame without tags, and how long the frame is at least.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::driver::sender;
 use super::policy::DENIED;
-use crate::bench::assembled::Program;
+use crate::assembled::Program;
 use crate::netns::{INTERFACE, Lab, in_namespace};
 use crate::packet::frame::Frame;
 

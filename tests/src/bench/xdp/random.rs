@@ -12,7 +12,7 @@ use portcullis_common::policy::Reason;
 use super::driver::{Driver, Trie};
 use super::networks::{list, mixed};
 use super::{Better, Case, Plan, XDP_DROP, XDP_PASS, alone, mean_of, on_last_cpu};
-use crate::bench::assembled::Program;
+use crate::assembled::Program;
 use crate::packet::frame::Frame;
 use crate::packet::harness::Kernel;
 

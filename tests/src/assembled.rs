@@ -1,5 +1,5 @@
-//! eBPF programs of a few instructions that only benchmarks need, assembled by hand, and the calls
-//! to load and run them.
+//! eBPF programs of a few instructions that only benchmarks and tests need, assembled by hand, and
+//! the calls to load, run and attach them.
 
 use std::io;
 use std::mem;
@@ -41,6 +41,7 @@ pub mod helper {
     pub const MAP_LOOKUP: i32 = 1;
     pub const RANDOM: i32 = 7;
     pub const TAIL_CALL: i32 = 12;
+    pub const VLAN_PUSH: i32 = 18;
     pub const REDIRECT: i32 = 23;
 }
 
@@ -63,6 +64,15 @@ pub fn load_map(dst: u8, map: BorrowedFd<'_>) -> [bpf_insn; 2] {
     [first, instruction(0, 0, 0, 0, 0)]
 }
 
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// On every frame that comes.
+    Xdp,
+    /// On every packet that leaves, for programs of TC.
+    Egress,
+}
+
 /// A loaded program.
 pub struct Program(OwnedFd);
 
@@ -77,8 +87,31 @@ impl Program {
         load(bpf_prog_type::BPF_PROG_TYPE_XDP, instructions, attach, BPF_F_XDP_HAS_FRAGS)
     }
 
+    /// For the TC hooks.
+    pub fn tc(instructions: &[bpf_insn]) -> Result<Self> {
+        load(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, instructions, 0, 0)
+    }
+
     pub fn fd(&self) -> &OwnedFd {
         &self.0
+    }
+
+    /// Runs at the interface of this number, in the namespace of this thread, until what is
+    /// returned is dropped.
+    pub fn attach(&self, interface: u32, hook: Hook) -> Result<OwnedFd> {
+        // SAFETY: the attribute is a union of plain integers, for which zero is a value.
+        let mut attr: bpf_attr = unsafe { mem::zeroed() };
+        // SAFETY: BPF_LINK_CREATE reads this member of the union, and no other has been written.
+        let link = unsafe { &mut attr.link_create };
+        link.__bindgen_anon_1.prog_fd = self.0.as_raw_fd() as u32;
+        link.__bindgen_anon_2.target_ifindex = interface;
+        link.attach_type = match hook {
+            Hook::Xdp => bpf_attach_type::BPF_XDP as u32,
+            Hook::Egress => bpf_attach_type::BPF_TCX_EGRESS as u32,
+        };
+        let fd = call(bpf_cmd::BPF_LINK_CREATE, &mut attr).context("can't attach a program")?;
+        // SAFETY: the system call has just returned it, so nothing else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// Runs on a frame, `repeat` times: what the last run returned and how many nanoseconds one

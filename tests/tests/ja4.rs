@@ -311,3 +311,25 @@ fn a_hello_closes_what_others_like_it_have_open() {
     });
     assert!(ended.iter().all(|curl| RESET.contains(&curl.exit)), "{ended:?}");
 }
+
+/// Whom a detector finds is told with the JA4 of its requests, as NGINX served them.
+#[test]
+fn findings_and_decisions_tell_the_ja4() {
+    let scene = Scene::new(PREFIX, 2).expect("a scene");
+    let config = "[detect.request_rate]\nrequests = 3\nwindow = \"1m\"";
+    let mut agent = scene.agent(config).expect("the agent");
+    // Its first hello is the first that the kernel sees: the JA4 is there with the first request.
+    let all = ["one", "two", "three"].map(|path| format!("https://shop.test/{path}"));
+    let more: Vec<&str> = all.iter().map(String::as_str).collect();
+    let ca = &scene.nginx.certs().ca;
+    curl(scene.attacker(), ca, scene.server(Family::V4), "/four", &more, 5).expect("curl runs");
+    let finding = agent.wait_for_event(SOON, "a finding", event("finding")).unwrap();
+    let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
+    let ja4 = learned(&scene);
+    for told in [finding, decision] {
+        assert_eq!(told["evidence"]["requests"], 4, "{told}");
+        assert_eq!(told["evidence"]["ja4"], *ja4, "{told}");
+    }
+    let shown = agent.json("findings", &[]).expect("findings");
+    assert_eq!(shown["evidence"]["ja4"], *ja4, "{shown}");
+}

@@ -167,6 +167,15 @@ impl Pair {
         }
     }
 
+    /// As the server has it.
+    fn flow(&self) -> Flow {
+        let end = |end: std::io::Result<SocketAddr>| {
+            let end = end.expect("connected");
+            SocketAddr::new(end.ip().to_canonical(), end.port())
+        };
+        Flow { local: end(self.served.local_addr()), remote: end(self.served.peer_addr()) }
+    }
+
     fn is_alive(&mut self) -> bool {
         let alive = self.ended().is_none();
         alive && self.client.write_all(b"x").is_ok() && {
@@ -305,17 +314,9 @@ fn fingerprints_are_told_apart_and_looked_for_within_networks_and_services() {
                 connect(&shop, 2),
                 shop.connect(v6, v6),
             ];
-            let flow = |pair: &Pair| {
-                let ends = (pair.served.local_addr(), pair.served.peer_addr());
-                let end = |end: std::io::Result<SocketAddr>| {
-                    let end = end.expect("connected");
-                    SocketAddr::new(end.ip().to_canonical(), end.port())
-                };
-                Flow { local: end(ends.0), remote: end(ends.1) }
-            };
             // The fourth is another client's.
             let keys = [7, 8, 7, 9, 7];
-            let known: Fingerprints = pairs.iter().map(flow).zip(keys).collect();
+            let known: Fingerprints = pairs.iter().map(Pair::flow).zip(keys).collect();
             let of = |keys: &[u64], net: Option<&str>| Peers::Fingerprint {
                 keys: keys.to_vec(),
                 net: net.map(|net| net.parse().expect("a network")),
@@ -373,6 +374,21 @@ fn twelve_thousand_sockets_of_others_stay() {
             assert!(blocked.iter_mut().all(|pair| pair.ended() == ENDED));
             assert_eq!(others.iter_mut().filter_map(Pair::ended).count(), 0);
             assert!(others[0].is_alive() && others[OTHERS - 1].is_alive());
+
+            let named: Vec<Pair> =
+                (0..3).map(|_| server.connect(loopback(3), loopback(1))).collect();
+            let keyed = |pairs: &[Pair], key| -> Vec<(Flow, u64)> {
+                pairs.iter().map(|pair| (pair.flow(), key)).collect()
+            };
+            let known = [keyed(&others, 1), keyed(&named, 7)].concat().into_iter().collect();
+            let begin = Instant::now();
+            let fingerprint = Peers::Fingerprint { keys: vec![7], net: None };
+            assert_eq!(close_where(known, [closing(fingerprint)]), 3);
+            println!(
+                "closed 3 of a fingerprint on the port of the others in {:?}",
+                begin.elapsed()
+            );
+            assert_eq!(others.iter_mut().filter_map(Pair::ended).count(), 0);
 
             // All of them, in the look that finds them.
             let mut closer = Closer::start(&[], Known::nothing())?;

@@ -94,6 +94,9 @@ pub trait PolicyMaps: FingerprintMaps {
     /// Every rule that has not expired, in no particular order; none of lists.
     fn blocks(&self) -> Result<Vec<Block>, EnforceError>;
 
+    /// Of those, the ones of `ja4`, alone or within a network.
+    fn blocks_of(&self, ja4: &str) -> Vec<Block>;
+
     /// Removes expired rules; returns how many.
     fn sweep(&mut self) -> Result<u32, EnforceError>;
 
@@ -108,8 +111,9 @@ pub trait PolicyMaps: FingerprintMaps {
     /// Replaces the scopes that rules can have.
     fn set_scopes(&mut self, scopes: &[Scope]) -> Result<(), EnforceError>;
 
-    /// A TLS client with this fingerprint has been seen: what is said of its JA4 holds for the key.
-    fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<(), EnforceError>;
+    /// A TLS client with this fingerprint has been seen: what is said of its JA4 holds for the key,
+    /// and for the flows that have it. Whether it is news.
+    fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError>;
 
     /// Replaces the allow list. What stays on it is never off it in between.
     fn set_allowed(&mut self, nets: &[IpNet]) -> Result<(), EnforceError>;
@@ -157,6 +161,10 @@ pub trait FingerprintMaps {
 
     /// The fingerprints that an earlier agent learned, with their JA4.
     fn known(&self) -> Vec<(u64, Arc<str>)>;
+
+    /// The fingerprints that have `ja4`: mostly one, since those of different clients differ in
+    /// what it is made of.
+    fn keys_of(&self, ja4: &str) -> Vec<u64>;
 
     /// Forgets the JA4 of a fingerprint, unless there are rules for it: then whether it was forgotten.
     fn forget(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError>;

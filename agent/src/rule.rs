@@ -24,6 +24,16 @@ pub enum Target {
     Flow(Flow),
 }
 
+impl Target {
+    /// The JA4 that clients must have, if one is named.
+    pub const fn ja4(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Fingerprint(ja4) | Self::Conjunction(_, ja4) => Some(ja4),
+            Self::Network(_) | Self::Flow(_) => None,
+        }
+    }
+}
+
 impl From<IpNet> for Target {
     fn from(net: IpNet) -> Self {
         Self::Network(net)

@@ -1,6 +1,7 @@
 //! The connections that a client has open when it is blocked: are they closed at once, on both
 //! sides, and nobody else's?
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
-use portcullis::kernel::sockets::{CloseSockets, Closer, Closing, Flow, Peers, Spared};
+use portcullis::kernel::sockets::{
+    CloseSockets, Closer, Closing, FindFingerprints, Fingerprints, Flow, Peers, Spared,
+};
 use portcullis_tests::client::Request;
 use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::scenario::{Family, SOON, Scene, event};
@@ -164,6 +167,15 @@ impl Pair {
         }
     }
 
+    /// As the server has it.
+    fn flow(&self) -> Flow {
+        let end = |end: std::io::Result<SocketAddr>| {
+            let end = end.expect("connected");
+            SocketAddr::new(end.ip().to_canonical(), end.port())
+        };
+        Flow { local: end(self.served.local_addr()), remote: end(self.served.peer_addr()) }
+    }
+
     fn is_alive(&mut self) -> bool {
         let alive = self.ended().is_none();
         alive && self.client.write_all(b"x").is_ok() && {
@@ -187,11 +199,32 @@ fn network(text: &str) -> Peers {
 
 /// Closes in the namespace of this thread; how many connections that were.
 fn close(closings: impl IntoIterator<Item = Closing>) -> u64 {
-    let mut closer = Closer::start(&[]).expect("this kernel closes sockets");
+    close_where(Fingerprints::new(), closings)
+}
+
+/// The same where connections have fingerprints.
+fn close_where(known: Fingerprints, closings: impl IntoIterator<Item = Closing>) -> u64 {
+    let known = Box::new(Known(known));
+    let mut closer = Closer::start(&[], known).expect("this kernel closes sockets");
     for closing in closings {
         closer.close(closing);
     }
     finished(&mut closer)
+}
+
+/// What the kernel would know.
+struct Known(Fingerprints);
+
+impl Known {
+    fn nothing() -> Box<Self> {
+        Box::new(Self(Fingerprints::new()))
+    }
+}
+
+impl FindFingerprints for Known {
+    fn find(&self, keys: &HashSet<u64>) -> anyhow::Result<Fingerprints> {
+        Ok(self.0.iter().filter(|(_, key)| keys.contains(key)).map(|(a, b)| (*a, *b)).collect())
+    }
 }
 
 /// Waits for what was asked of it.
@@ -267,6 +300,57 @@ fn ports_flows_and_those_to_be_spared_are_told_apart() {
 }
 
 #[test]
+fn fingerprints_are_told_apart_and_looked_for_within_networks_and_services() {
+    let lab = Lab::new(PREFIX, 0).expect("a laboratory");
+    lab.server()
+        .run(|| {
+            let [shop, admin] = [Ipv6Addr::UNSPECIFIED.into(), loopback(1)].map(Server::listen);
+            let connect = |server: &Server, last| server.connect(loopback(last), loopback(1));
+            let v6 = Ipv6Addr::LOCALHOST.into();
+            let mut pairs = [
+                connect(&shop, 2),
+                connect(&shop, 3),
+                connect(&admin, 2),
+                connect(&shop, 2),
+                shop.connect(v6, v6),
+            ];
+            // The fourth is another client's.
+            let keys = [7, 8, 7, 9, 7];
+            let known: Fingerprints = pairs.iter().map(Pair::flow).zip(keys).collect();
+            let of = |keys: &[u64], net: Option<&str>| Peers::Fingerprint {
+                keys: keys.to_vec(),
+                net: net.map(|net| net.parse().expect("a network")),
+            };
+            assert_eq!(close_where(known.clone(), [closing(of(&[1], None))]), 0);
+            let elsewhere = of(&[7, 8], Some("127.0.0.4/30"));
+            assert_eq!(close_where(known.clone(), [closing(elsewhere)]), 0);
+
+            let local_ports = vec![admin.port()];
+            let on_admin = Closing { local_ports, ..closing(of(&[7, 8], None)) };
+            assert_eq!(close_where(known.clone(), [on_admin]), 1);
+            assert_eq!(pairs[2].ended(), ENDED);
+
+            let network = Some("127.0.0.2/31");
+            let spared = Arc::new(Spared {
+                networks: vec!["127.0.0.3/32".parse().expect("a network")],
+                local_ports: Vec::new(),
+            });
+            let guarded = Closing { spared, ..closing(of(&[7, 8], network)) };
+            assert_eq!(close_where(known.clone(), [guarded]), 1);
+            assert_eq!(pairs[0].ended(), ENDED);
+            assert!(pairs[1].is_alive() && pairs[4].is_alive());
+
+            // All in one look; one is asked for twice.
+            let rest = [of(&[8], None), of(&[7], None), of(&[8], network)].map(closing);
+            assert_eq!(close_where(known.clone(), rest), 2);
+            assert_eq!((pairs[1].ended(), pairs[4].ended()), (ENDED, ENDED));
+            assert!(pairs[3].is_alive(), "another client on the same address");
+            Ok(())
+        })
+        .expect("as expected");
+}
+
+#[test]
 fn twelve_thousand_sockets_of_others_stay() {
     // Each has two sockets in this namespace, and as many descriptors in this process.
     const OTHERS: usize = 6_000;
@@ -280,7 +364,7 @@ fn twelve_thousand_sockets_of_others_stay() {
                 (0..OTHERS).map(|_| server.connect(loopback(3), loopback(1))).collect();
             let mut blocked: Vec<Pair> =
                 (0..3).map(|_| server.connect(loopback(2), loopback(1))).collect();
-            let mut closer = Closer::start(&[])?;
+            let mut closer = Closer::start(&[], Known::nothing())?;
             let begin = Instant::now();
             closer.close(closing(network("127.0.0.2/32")));
             assert_eq!(finished(&mut closer), 3);
@@ -291,8 +375,23 @@ fn twelve_thousand_sockets_of_others_stay() {
             assert_eq!(others.iter_mut().filter_map(Pair::ended).count(), 0);
             assert!(others[0].is_alive() && others[OTHERS - 1].is_alive());
 
+            let named: Vec<Pair> =
+                (0..3).map(|_| server.connect(loopback(3), loopback(1))).collect();
+            let keyed = |pairs: &[Pair], key| -> Vec<(Flow, u64)> {
+                pairs.iter().map(|pair| (pair.flow(), key)).collect()
+            };
+            let known = [keyed(&others, 1), keyed(&named, 7)].concat().into_iter().collect();
+            let begin = Instant::now();
+            let fingerprint = Peers::Fingerprint { keys: vec![7], net: None };
+            assert_eq!(close_where(known, [closing(fingerprint)]), 3);
+            println!(
+                "closed 3 of a fingerprint on the port of the others in {:?}",
+                begin.elapsed()
+            );
+            assert_eq!(others.iter_mut().filter_map(Pair::ended).count(), 0);
+
             // All of them, in the look that finds them.
-            let mut closer = Closer::start(&[])?;
+            let mut closer = Closer::start(&[], Known::nothing())?;
             let begin = Instant::now();
             closer.close(closing(network("127.0.0.3/32")));
             assert_eq!(finished(&mut closer), OTHERS as u64);
@@ -319,7 +418,7 @@ fn other_namespaces_are_reached_by_their_path_as_they_come_and_go() {
     };
     let mut closer = lab
         .server()
-        .run(|| Closer::start(std::slice::from_ref(&path)))
+        .run(|| Closer::start(std::slice::from_ref(&path), Known::nothing()))
         .expect("the namespace need not be there");
     let mut close_in = |most: u64| {
         closer.close(closing(network("127.0.0.2/32")));

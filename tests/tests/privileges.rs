@@ -181,12 +181,14 @@ fn the_units_capabilities_are_enough() {
     assert_eq!(status["interfaces"][0]["hook"], "xdp-native", "{}", agent.log());
     assert!(is_served(innocent, &client, &nginx));
     let answered = stuff(attacker, &client, &nginx);
-    assert!(answered >= 10, "blocked before there was evidence: {answered} guesses answered");
+    // The tenth answer may be lost with the connection, which the block closes.
+    assert!(answered >= 9, "blocked before there was evidence: {answered} guesses answered");
     let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
     assert_eq!(decision["subject"]["ip"], attacker.v4().to_string());
+    // On the closed connection it has nothing more to send.
+    assert!(!is_served(attacker, &client, &nginx));
     let drop = agent.wait_for_event(SOON, "the first drop", event("first_drop")).unwrap();
     assert_eq!(drop["id"], decision["id"]);
-    assert!(!is_served(attacker, &client, &nginx));
     assert!(is_served(innocent, &client, &nginx));
 }
 

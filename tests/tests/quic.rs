@@ -1,6 +1,6 @@
 //! Fingerprints of QUIC clients: their first packets reach the agent, which learns what they are.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -12,6 +12,7 @@ use portcullis_tests::agent::Agent;
 use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::quic::QuicClient;
 use portcullis_tests::scenario::SOON;
+use portcullis_tests::wait;
 use rustls::quic::Version;
 
 const PREFIX: &str = "pcx-quic";
@@ -90,6 +91,84 @@ fn by_xdp() {
 #[test]
 fn by_tc() {
     clients_are_learned("tc");
+}
+
+/// A port of the server where somebody listens, and the packets dropped before they get there.
+struct Listener<'lab> {
+    agent: &'lab Agent<'lab>,
+    socket: UdpSocket,
+}
+
+impl Listener<'_> {
+    fn dropped(&self) -> f64 {
+        let dropped = self.agent.metric("portcullis_packets_total{reason=\"drop_denied\"}");
+        dropped.expect("metrics").expect("a metric")
+    }
+
+    /// Whether a datagram from that port gets here.
+    fn hears(&self, from: &UdpSocket) -> bool {
+        let before = self.dropped();
+        from.send(b"anything").expect("it is sent");
+        wait::until(SOON, "a datagram to arrive or to be dropped", || {
+            match self.socket.recv(&mut [0; 16]) {
+                Ok(_) => Ok(Some(true)),
+                Err(_) => Ok((self.dropped() > before).then_some(false)),
+            }
+        })
+        .expect("one of both")
+    }
+}
+
+/// Rules that were there before a QUIC client's hello hold for its flow once the hello is learned, and
+/// later ones for the flows that are known by then.
+#[test]
+fn rules_hold_for_the_flows_of_hellos_that_are_learned() {
+    let lab = Lab::new(PREFIX, 2).expect("a laboratory");
+    let agent = Agent::start(&lab, "").expect("the agent");
+    let server = SocketAddr::from((lab.server().v4(), PORT));
+    let socket = lab.server().run(|| Ok(UdpSocket::bind(server)?)).expect("a port");
+    socket.set_nonblocking(true).expect("a socket");
+    let listener = Listener { agent: &agent, socket };
+    let [blocked, other] = [0, 1].map(|at| lab.client(at));
+    let from = |host: &Host| {
+        let connected = host.run(|| {
+            let socket = UdpSocket::bind((host.v4(), 0))?;
+            socket.connect(server)?;
+            Ok(socket)
+        });
+        connected.expect("a port")
+    };
+
+    let quic = QuicClient::new(Version::V1, [7; 8]).expect("a hello");
+    let hello = ClientHello::from_handshake(&quic.message).expect("a hello");
+    let ja4 = Ja4::new(&hello, Transport::Quic).hashed();
+    agent.json("block", &[&blocked.v4().to_string(), "--ja4", &ja4]).expect("a block");
+
+    let (here, elsewhere, no_quic) = (from(blocked), from(other), from(blocked));
+    let first = quic.datagram(0, 0, quic.message.len()).expect("a packet");
+    for (flow, hellos) in [(&here, 1.0), (&elsewhere, 2.0)] {
+        flow.send(&first).expect("it is sent");
+        agent.wait_for_metric(SOON, &kind("quic_hellos"), |n| n == hellos).expect("a hello");
+        // The kernel can't read the first packet: it gets through.
+        wait::until(SOON, "the hello", || Ok(listener.socket.recv(&mut [0; 2_048]).ok()))
+            .expect("it arrives");
+    }
+    assert!(!listener.hears(&here), "the address and the JA4");
+    assert!(listener.hears(&elsewhere), "the JA4 from another address");
+    assert!(listener.hears(&no_quic), "the address without the JA4");
+
+    agent.json("block", &[&ja4]).expect("a block");
+    assert!(!listener.hears(&elsewhere), "the JA4 from anywhere");
+    agent.json("unblock", &[&ja4]).expect("unblocked");
+    assert!(listener.hears(&elsewhere) && !listener.hears(&here));
+
+    let ends = (elsewhere.local_addr().expect("a port"), server);
+    agent.json("block", &[&format!("{}>{}/udp", ends.0, ends.1)]).expect("a block");
+    assert!(!listener.hears(&elsewhere), "the flow");
+    assert!(listener.hears(&from(other)), "another flow from there");
+    // There are no sockets to close.
+    let failed = agent.metric("portcullis_socket_close_failures_total").expect("metrics");
+    assert_eq!(failed, Some(0.0));
 }
 
 /// What only looks like QUIC costs nothing but a count, and more of it than the budget is left out.

@@ -42,6 +42,10 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     fn finding(&self, detector: DetectorName, score: f64, reason: String) -> Finding {
+        // Of the request that made the case; those before it may be another program's. What a proxy's
+        // request has is the proxy's own.
+        let ja4 = self.tx.ja4.as_deref().filter(|_| self.actor.via.is_none());
+        let ja4 = ja4.map(|ja4| ("ja4".to_owned(), ja4.into()));
         Finding {
             ts: self.tx.ts,
             detector,
@@ -51,7 +55,7 @@ impl Seen<'_> {
             // Three digits are more than the score means.
             score: (score.clamp(0.0, 1.0) * 1e3).round() / 1e3,
             reason,
-            evidence: serde_json::Map::new(),
+            evidence: ja4.into_iter().collect(),
         }
     }
 }

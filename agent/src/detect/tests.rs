@@ -361,6 +361,23 @@ fn failures_without_a_name_have_their_own_threshold() {
 }
 
 #[test]
+fn evidence_has_the_clients_ja4_and_no_proxys() {
+    let ja4 = "t13d1516h2_8daaf6152771_e5627efa2ab1";
+    let mut config = rate_config();
+    config.guards.trusted_proxies = vec!["192.0.2.1/32".parse().unwrap()];
+    let found_in = |src: &str, client: Option<&str>, ja4: Option<&str>| {
+        let mut tx = get(0.0, src, "/");
+        tx.ja4 = ja4.map(Into::into);
+        client.into_iter().for_each(|client| tx.req_headers.push("X-Forwarded-For", client));
+        let found = findings(&config, (0..6).map(|_| tx.clone()));
+        found[0].evidence.get("ja4").cloned()
+    };
+    assert_eq!(found_in("192.0.2.9", None, Some(ja4)), Some(ja4.into()));
+    assert_eq!(found_in("192.0.2.9", None, None), None);
+    assert_eq!(found_in("192.0.2.1", Some("192.0.2.9"), Some(ja4)), None);
+}
+
+#[test]
 fn reconfiguring_keeps_what_is_known() {
     let mut detectors = Detectors::new(Arc::new(rate_config()));
     let mut out = Vec::new();

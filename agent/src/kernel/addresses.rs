@@ -29,6 +29,15 @@ pub(super) fn mapped(net: IpNet) -> (Addr, u32) {
     (addr(net.network()), u32::from(len))
 }
 
+/// Whether `inner` lies within `outer`, IPv4 being a part of IPv6 as in the policy maps.
+pub fn holds(outer: IpNet, inner: IpNet) -> bool {
+    let ((outer, outer_len), (inner, inner_len)) = (mapped(outer), mapped(inner));
+    let number = |Addr(bytes)| u128::from_be_bytes(bytes);
+    let shift = 128u32.saturating_sub(outer_len);
+    let differs = (number(outer) ^ number(inner)).checked_shr(shift).unwrap_or_default();
+    outer_len <= inner_len && differs == 0
+}
+
 pub(super) fn addr(ip: IpAddr) -> Addr {
     match ip {
         IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
@@ -66,6 +75,29 @@ mod tests {
             let net: IpNet = text.parse().unwrap();
             let key = prefix_key(net);
             assert_eq!(network_of(key.addr, key.prefix_len), Some(net), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_hold_networks_of_either_version() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        for (outer, inner) in [
+            ("192.0.2.0/24", "192.0.2.9/32"),
+            ("0.0.0.0/0", "192.0.2.9/32"),
+            ("::/0", "192.0.2.9/32"),
+            ("::ffff:192.0.2.0/120", "192.0.2.9/32"),
+            ("2001:db8::/64", "2001:db8::1/128"),
+            ("::/0", "2001:db8::1/128"),
+        ] {
+            assert!(holds(net(outer), net(inner)), "{outer} {inner}");
+        }
+        for (outer, inner) in [
+            ("192.0.2.0/24", "192.0.3.9/32"),
+            ("192.0.2.9/32", "192.0.2.0/24"),
+            ("0.0.0.0/0", "2001:db8::1/128"),
+            ("2001:db8::/64", "2001:db8:0:1::1/128"),
+        ] {
+            assert!(!holds(net(outer), net(inner)), "{outer} {inner}");
         }
     }
 

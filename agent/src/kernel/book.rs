@@ -1,6 +1,6 @@
 //! What the agent remembers of the rules in the kernel.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use portcullis_common::policy::NEVER_EXPIRES;
@@ -23,6 +23,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Book {
     by_target: HashMap<Target, Vec<Entry>>,
+    /// Targets by the JA4 that they name.
+    by_ja4: HashMap<Arc<str>, HashSet<Target>>,
     by_expiry: BTreeSet<(u64, RuleName)>,
     /// Rules that only count.
     observed: BTreeSet<RuleName>,
@@ -42,9 +44,10 @@ impl Book {
         self.by_target.iter().flat_map(|(target, entries)| entries.iter().map(move |e| (target, e)))
     }
 
-    /// Targets, with the first rule of each.
-    pub fn heads(&self) -> impl Iterator<Item = (&Target, u32)> {
-        self.by_target.iter().filter_map(|(target, all)| Some((target, all.first()?.index)))
+    /// The targets that name `ja4`, with their rules.
+    pub fn naming(&self, ja4: &str) -> impl Iterator<Item = (&Target, &[Entry])> {
+        let targets = self.by_ja4.get(ja4).into_iter().flatten();
+        targets.map(|target| (target, self.of(target)))
     }
 
     /// Where among the target's rules the one of this name is, or else would be.
@@ -56,6 +59,9 @@ impl Book {
     pub fn insert(&mut self, target: &Target, at: usize, entry: Entry) {
         self.index(target, &entry);
         self.by_target.entry(target.clone()).or_default().insert(at, entry);
+        if let Some(ja4) = target.ja4() {
+            self.by_ja4.entry(Arc::clone(ja4)).or_default().insert(target.clone());
+        }
         self.len += 1;
     }
 
@@ -67,10 +73,21 @@ impl Book {
         let entry = entries.remove(at);
         if entries.is_empty() {
             self.by_target.remove(target);
+            self.forget_name(target);
         }
         self.len -= 1;
         self.unindex(target, &entry);
         Some(entry)
+    }
+
+    fn forget_name(&mut self, target: &Target) {
+        let Some(ja4) = target.ja4() else { return };
+        if let Some(targets) = self.by_ja4.get_mut(ja4) {
+            targets.remove(target);
+            if targets.is_empty() {
+                self.by_ja4.remove(ja4);
+            }
+        }
     }
 
     /// Changes what may change while the rule stays where it is.
@@ -116,4 +133,39 @@ impl Book {
 
 pub(super) fn name_of(target: &Target, entry: &Entry) -> RuleName {
     RuleName { target: target.clone(), kind: entry.kind, service: entry.service.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_found_by_their_ja4_as_long_as_they_have_rules() {
+        let ja4 = "t13d1516h2_8daaf6152771_e5627efa2ab1";
+        let [alone, within, address]: [Target; 3] =
+            [ja4.to_owned(), format!("192.0.2.0/24 with {ja4}"), "192.0.2.7".to_owned()]
+                .map(|text| text.parse().unwrap());
+        let entry = |kind| Entry {
+            kind,
+            service: None,
+            index: 1,
+            limit: None,
+            expires_ns: NEVER_EXPIRES,
+            count_only: false,
+        };
+        let mut book = Book::default();
+        for target in [&alone, &within, &address] {
+            book.insert(target, 0, entry(Kind::Drop));
+        }
+        book.insert(&alone, 1, entry(Kind::Count));
+        let named = |book: &Book| -> BTreeSet<(Target, usize)> {
+            book.naming(ja4).map(|(target, rules)| (target.clone(), rules.len())).collect()
+        };
+        assert_eq!(named(&book), [(alone.clone(), 2), (within.clone(), 1)].into());
+        book.remove(&alone, 0);
+        book.remove(&within, 0);
+        assert_eq!(named(&book), [(alone.clone(), 1)].into());
+        book.remove(&alone, 0);
+        assert!(book.by_ja4.is_empty());
+    }
 }

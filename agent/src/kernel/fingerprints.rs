@@ -27,6 +27,10 @@ impl FingerprintMaps for KernelPolicy {
         self.subjects.known.seen().map(|(key, ja4)| (key, Arc::clone(ja4))).collect()
     }
 
+    fn keys_of(&self, ja4: &str) -> Vec<u64> {
+        self.subjects.known.keys_of(ja4)
+    }
+
     fn forget(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {
         self.subjects.forget(fingerprint, ja4)
     }

@@ -12,6 +12,7 @@ use portcullis_common::names::{capacity, global, map, pinned};
 use super::bpffs::make_pin_dir;
 use super::btf::{Btf, sock_offsets};
 use super::counters::{AnswerCounters, HelloCounters, LossCounters, ReasonCounters};
+use super::flows::Flows;
 use super::open::Sizes;
 use super::pins::{PinDir, remove_maps};
 use super::policy::KernelPolicy;
@@ -25,6 +26,7 @@ pub struct Loaded {
     /// The programs.
     pub ebpf: Ebpf,
     pub policy: KernelPolicy,
+    pub flows: Flows,
     pub reasons: ReasonCounters,
     pub losses: LossCounters,
     pub answers: AnswerCounters,
@@ -66,6 +68,7 @@ pub fn load(config: &Config) -> Result<Loaded> {
     }
     Ok(Loaded {
         policy,
+        flows: Flows::open(&pins.maps())?,
         reasons: ReasonCounters::new(take(&mut ebpf, pinned::REASONS)?),
         answers: AnswerCounters::new(take(&mut ebpf, map::ANSWERS)?),
         hellos: HelloCounters::new(take(&mut ebpf, map::HELLO_COUNTS)?),

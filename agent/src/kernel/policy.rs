@@ -144,18 +144,23 @@ impl PolicyMaps for KernelPolicy {
         Ok(self.scopes.set(scopes, used, &self.settings)?)
     }
 
-    fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<(), EnforceError> {
+    fn blocks_of(&self, ja4: &str) -> Vec<Block> {
+        let now = coarse_now();
+        let all = self.book.naming(ja4);
+        let all = all.flat_map(|(target, rules)| rules.iter().map(move |rule| (target, rule)));
+        let live = all.filter(|(_, entry)| entry.expires_ns > now);
+        live.map(|(target, entry)| self.block_of(target, entry, now)).collect()
+    }
+
+    fn learn(&mut self, fingerprint: u64, ja4: &str) -> Result<bool, EnforceError> {
         if !self.subjects.learn(fingerprint, ja4)? {
-            return Ok(());
+            return Ok(false);
         }
-        let heads: Vec<(Target, u32)> = (self.book.heads())
-            .filter(|(target, _)| match target {
-                Target::Fingerprint(named) | Target::Conjunction(_, named) => **named == *ja4,
-                Target::Network(_) | Target::Flow(_) => false,
-            })
-            .map(|(target, head)| (target.clone(), head))
-            .collect();
-        heads.iter().try_for_each(|(target, head)| self.subjects.set(target, *head, &self.settings))
+        for (target, rules) in self.book.naming(ja4) {
+            let head = rules.first().map_or(NO_RULE, |first| first.index);
+            self.subjects.set(target, head, &self.settings)?;
+        }
+        Ok(true)
     }
 
     fn set_allowed(&mut self, nets: &[IpNet]) -> Result<(), EnforceError> {

@@ -65,7 +65,13 @@ impl<P: PolicyMaps> Core<P> {
     /// A hello over TCP whose fingerprint the kernel did not know.
     pub(super) fn client_hello(&mut self, header: &event::ClientHello, records: &[u8]) {
         match ClientHello::from_records(records) {
-            Ok(hello) => self.learn(header.fingerprint, Known::new(&hello, Transport::Tcp)),
+            Ok(hello) => {
+                let known = Known::new(&hello, Transport::Tcp);
+                let ja4 = Arc::clone(&known.ja4);
+                let is_news = self.learn(header.fingerprint, known);
+                let keys = is_news.then_some(header.fingerprint);
+                self.close_shown(&ja4, kernel::flow_of(&header.flow), keys);
+            }
             Err(error) => {
                 // The kernel reads what this reads: only its own fault leads here.
                 self.fingerprints.unreadable += 1;
@@ -97,7 +103,8 @@ impl<P: PolicyMaps> Core<P> {
         }
     }
 
-    fn learn(&mut self, fingerprint: u64, known: Known) {
+    /// Whether it is news to the kernel, which has the JA4's rules hold for the fingerprint then.
+    fn learn(&mut self, fingerprint: u64, known: Known) -> bool {
         let ja4 = Arc::clone(&known.ja4);
         let before = self.fingerprints.table.learn(fingerprint, known).evicted;
         if let Some((oldest, was)) = before
@@ -106,10 +113,11 @@ impl<P: PolicyMaps> Core<P> {
             tracing::warn!("a fingerprint can't be forgotten: {error}");
         }
         match self.maps.learn(fingerprint, &ja4) {
-            Ok(()) => {}
+            Ok(is_news) => return is_news,
             Err(EnforceError::NoRoom { .. }) => self.fingerprints.no_room += 1,
             Err(error) => tracing::warn!("a fingerprint can't be noted: {error}"),
         }
+        false
     }
 
     /// The JA4 of the client on this TCP connection, if its hello was seen and is known.

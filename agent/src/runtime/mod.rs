@@ -116,7 +116,7 @@ fn start(
         losses: loaded.losses,
         answers: loaded.answers,
         hellos: loaded.hellos,
-        closer: closer(&namespaces),
+        closer: closer(&namespaces, loaded.flows),
         log,
     })?;
     // The policy is whole before the first packet meets it.
@@ -165,8 +165,8 @@ fn decoy(ebpf: &mut Ebpf, config: &Config) -> Result<Option<Decoy>> {
 }
 
 /// Not being able to close connections keeps nobody from being blocked.
-fn closer(namespaces: &[PathBuf]) -> Option<Box<dyn CloseSockets>> {
-    match Closer::start(namespaces) {
+fn closer(namespaces: &[PathBuf], flows: kernel::Flows) -> Option<Box<dyn CloseSockets>> {
+    match Closer::start(namespaces, Box::new(flows)) {
         Ok(closer) => Some(Box::new(closer)),
         Err(error) => {
             tracing::warn!("{error:#}");

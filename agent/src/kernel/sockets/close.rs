@@ -1,22 +1,24 @@
 //! Which connections a decision closes, and closing them.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portcullis_common::net::Addr;
 
 use super::diag::{Closed, Diag, states};
 use super::filter::{End, Match};
 use super::wire::{Family, Socket};
-use crate::kernel::addresses::mapped;
+use crate::kernel::addresses::holds;
 
 /// Closings carried out with one look through the kernel's table.
 pub(super) const MAX_BATCH: usize = 64;
 /// Sockets collected in one look, 100 bytes each; when there are more, it looks again.
 const MAX_FOUND: usize = 65_536;
 const MAX_LOOKS: usize = 16;
+/// Ports of this host that the kernel's filter is told for one closing; of more, it is told none.
+const MAX_PORTS: usize = 8;
 
 /// Whose connections to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +33,24 @@ pub struct Closing {
     pub spared: Arc<Spared>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peers {
     /// Every connection with an address of the network at its other end.
     Network(IpNet),
     Flow(Flow),
+    /// Every connection whose TLS fingerprint is one of `keys`; with `net`, of those the ones with
+    /// an address of it at their other end.
+    Fingerprint {
+        keys: Vec<u64>,
+        net: Option<IpNet>,
+    },
 }
 
-/// One connection, seen from this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The fingerprint of each connection that is known to have one.
+pub type Fingerprints = HashMap<Flow, u64>;
+
+/// One connection, seen from this host; IPv4 addresses as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -64,17 +75,21 @@ pub(super) struct Tally {
 }
 
 impl Closing {
-    fn covers(&self, socket: &Socket) -> bool {
+    fn covers(&self, socket: &Socket, fingerprints: &Fingerprints) -> bool {
         let Spared { networks, local_ports } = &*self.spared;
         let port = socket.local.port();
         let spared = || {
             let remote = IpNet::from(socket.remote.ip());
             local_ports.contains(&port) || networks.iter().any(|net| holds(*net, remote))
         };
-        let matches = match self.peers {
-            Peers::Network(net) => holds(net, socket.remote.ip().into()),
+        let matches = match &self.peers {
+            Peers::Network(net) => holds(*net, socket.remote.ip().into()),
             Peers::Flow(flow) => {
                 canonical(flow.remote) == socket.remote && canonical(flow.local) == socket.local
+            }
+            Peers::Fingerprint { .. } => {
+                let flow = Flow { local: socket.local, remote: socket.remote };
+                fingerprints.get(&flow).is_some_and(|key| self.names(&flow, *key))
             }
         };
         let local = socket.local.ip();
@@ -84,9 +99,15 @@ impl Closing {
         matches && in_scope && !spared()
     }
 
+    /// Whether a connection is meant that has this fingerprint.
+    fn names(&self, flow: &Flow, fingerprint: u64) -> bool {
+        let Peers::Fingerprint { keys, net } = &self.peers else { return false };
+        keys.contains(&fingerprint) && net.is_none_or(|net| holds(net, flow.remote.ip().into()))
+    }
+
     /// As the kernel's filter puts it, of the sockets of one family. An IPv4 condition finds
-    /// mapped addresses on IPv6 sockets too.
-    fn conditions(&self, family: Family) -> Vec<Match> {
+    /// mapped addresses on IPv6 sockets too. It may let through more than is meant.
+    fn conditions(&self, family: Family, fingerprints: &Fingerprints) -> Vec<Match> {
         let of_flow = |flow: Flow| {
             let end = |address: SocketAddr| {
                 let address = canonical(address);
@@ -95,34 +116,48 @@ impl Closing {
             let fits = family == Family::V6 || canonical(flow.remote).is_ipv4();
             fits.then(|| Match { local: end(flow.local), remote: end(flow.remote) })
         };
-        match self.peers {
-            Peers::Flow(flow) => of_flow(flow).into_iter().collect(),
-            Peers::Network(net) => {
-                let (v4, v6) = split(net);
-                let v6 = v6.filter(|_| family == Family::V6);
-                let nets = v4.map(IpNet::V4).into_iter().chain(v6.map(IpNet::V6));
-                nets.map(|net| Match {
-                    local: None,
-                    remote: Some(End { net: Some(net), port: None }),
-                })
-                .collect()
+        match &self.peers {
+            Peers::Flow(flow) => of_flow(*flow).into_iter().collect(),
+            Peers::Network(net) => of_network(*net, None, family).collect(),
+            Peers::Fingerprint { net, .. } => {
+                let net = net.unwrap_or(IpNet::V6(Ipv6Net::default()));
+                let ports = self.ports(fingerprints);
+                ports.into_iter().flat_map(|port| of_network(net, port, family)).collect()
             }
         }
     }
+
+    /// The ports of this host on which connections with the fingerprint are; `None` for any. They
+    /// are few but for clients that speak TLS to ports where nobody does.
+    fn ports(&self, fingerprints: &Fingerprints) -> Vec<Option<u16>> {
+        let mut ports = BTreeSet::new();
+        for (flow, fingerprint) in fingerprints {
+            if self.names(flow, *fingerprint) {
+                ports.insert(flow.local.port());
+            }
+            if ports.len() > MAX_PORTS {
+                return vec![None];
+            }
+        }
+        ports.into_iter().map(Some).collect()
+    }
+}
+
+/// Sockets of one family with an address of `net` at their other end, on one port of this host if
+/// there is one.
+fn of_network(net: IpNet, port: Option<u16>, family: Family) -> impl Iterator<Item = Match> {
+    let (v4, v6) = split(net);
+    let v6 = v6.filter(|_| family == Family::V6);
+    let nets = v4.map(IpNet::V4).into_iter().chain(v6.map(IpNet::V6));
+    nets.map(move |net| Match {
+        local: port.map(|port| End { net: None, port: Some(port) }),
+        remote: Some(End { net: Some(net), port: None }),
+    })
 }
 
 /// IPv4 for a mapped address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Whether `inner` lies within `outer`, IPv4 being a part of IPv6 as in the policy maps.
-fn holds(outer: IpNet, inner: IpNet) -> bool {
-    let ((outer, outer_len), (inner, inner_len)) = (mapped(outer), mapped(inner));
-    let number = |Addr(bytes)| u128::from_be_bytes(bytes);
-    let shift = 128u32.saturating_sub(outer_len);
-    let differs = (number(outer) ^ number(inner)).checked_shr(shift).unwrap_or_default();
-    outer_len <= inner_len && differs == 0
 }
 
 /// The IPv4 addresses of a network, and the others.
@@ -146,14 +181,21 @@ fn split(net: IpNet) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
 ///
 /// # Errors
 /// When the kernel does not list its sockets.
-pub(super) fn close(diag: &mut Diag, closings: &[Closing]) -> io::Result<Vec<Tally>> {
+pub(super) fn close(
+    diag: &mut Diag,
+    closings: &[Closing],
+    fingerprints: &Fingerprints,
+) -> io::Result<Vec<Tally>> {
     let mut tallies = vec![Tally::default(); closings.len()];
     for family in Family::ALL {
-        let conditions: Vec<_> =
-            closings.iter().flat_map(|closing| closing.conditions(family)).collect();
+        let conditions = closings.iter().flat_map(|one| one.conditions(family, fingerprints));
+        let conditions: Vec<_> = conditions.collect();
         // No condition would mean no filter: all sockets.
         if !conditions.is_empty() {
-            close_family(diag, family, &conditions, closings, &mut tallies)?;
+            let first = |socket: &Socket| {
+                closings.iter().position(|closing| closing.covers(socket, fingerprints))
+            };
+            close_family(diag, family, &conditions, first, &mut tallies)?;
         }
     }
     Ok(tallies)
@@ -163,17 +205,15 @@ fn close_family(
     diag: &mut Diag,
     family: Family,
     conditions: &[Match],
-    closings: &[Closing],
+    first: impl Fn(&Socket) -> Option<usize>,
     tallies: &mut [Tally],
 ) -> io::Result<()> {
+    let is_asked_for = |socket: &Socket| first(socket).is_some();
     for _ in 0..MAX_LOOKS {
-        let (found, more) = diag.find(family, states::OPEN, conditions, MAX_FOUND)?;
+        let (found, more) = diag.find(family, states::OPEN, conditions, is_asked_for, MAX_FOUND)?;
         let mut progress = false;
         for socket in &found {
-            let asked = closings.iter().zip(&mut *tallies);
-            let Some((_, tally)) = asked.into_iter().find(|(one, _)| one.covers(socket)) else {
-                continue;
-            };
+            let Some(tally) = first(socket).and_then(|at| tallies.get_mut(at)) else { continue };
             match diag.close(socket) {
                 Ok(Closed::Closed) => {
                     tally.closed += 1;
@@ -187,7 +227,7 @@ fn close_family(
         if !more {
             return Ok(());
         }
-        // What is found again and again are sockets to be spared, or that cannot be closed.
+        // What is found again and again are sockets that cannot be closed.
         if !progress {
             break;
         }
@@ -202,28 +242,6 @@ mod tests {
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn networks_hold_networks_of_either_version() {
-        for (outer, inner) in [
-            ("192.0.2.0/24", "192.0.2.9/32"),
-            ("0.0.0.0/0", "192.0.2.9/32"),
-            ("::/0", "192.0.2.9/32"),
-            ("::ffff:192.0.2.0/120", "192.0.2.9/32"),
-            ("2001:db8::/64", "2001:db8::1/128"),
-            ("::/0", "2001:db8::1/128"),
-        ] {
-            assert!(holds(net(outer), net(inner)), "{outer} {inner}");
-        }
-        for (outer, inner) in [
-            ("192.0.2.0/24", "192.0.3.9/32"),
-            ("192.0.2.9/32", "192.0.2.0/24"),
-            ("0.0.0.0/0", "2001:db8::1/128"),
-            ("2001:db8::/64", "2001:db8:0:1::1/128"),
-        ] {
-            assert!(!holds(net(outer), net(inner)), "{outer} {inner}");
-        }
     }
 
     #[test]
@@ -249,9 +267,60 @@ mod tests {
             spared: Arc::default(),
         };
         let v4 = closing("192.0.2.1:443", "192.0.2.2:4711");
-        assert_eq!(v4.conditions(Family::V4).len(), 1);
-        assert_eq!(v4.conditions(Family::V6), v4.conditions(Family::V4));
+        let none = Fingerprints::new();
+        assert_eq!(v4.conditions(Family::V4, &none).len(), 1);
+        assert_eq!(v4.conditions(Family::V6, &none), v4.conditions(Family::V4, &none));
         let v6 = closing("[2001:db8::1]:443", "[2001:db8::2]:4711");
-        assert_eq!((v6.conditions(Family::V4).len(), v6.conditions(Family::V6).len()), (0, 1));
+        let found = [Family::V4, Family::V6].map(|family| v6.conditions(family, &none).len());
+        assert_eq!(found, [0, 1]);
+    }
+
+    #[test]
+    fn a_fingerprint_is_looked_for_on_the_ports_where_it_was_seen() {
+        let flow = |port: u16, remote: &str| Flow {
+            local: SocketAddr::new("192.0.2.1".parse().unwrap(), port),
+            remote: remote.parse().unwrap(),
+        };
+        let closing = |net: Option<&str>| Closing {
+            rule_id: 1,
+            peers: Peers::Fingerprint { keys: vec![7, 8], net: net.map(self::net) },
+            local_ports: Vec::new(),
+            local_addresses: Vec::new(),
+            spared: Arc::default(),
+        };
+        let seen = Fingerprints::from([
+            (flow(443, "192.0.2.2:1"), 7),
+            (flow(443, "192.0.2.3:1"), 8),
+            (flow(8443, "198.51.100.2:1"), 7),
+            (flow(9443, "192.0.2.4:1"), 9),
+        ]);
+        assert_eq!(closing(None).ports(&seen), [Some(443), Some(8443)]);
+        let within = closing(Some("192.0.2.0/24"));
+        assert_eq!(within.ports(&seen), [Some(443)]);
+        assert_eq!(within.conditions(Family::V6, &seen), within.conditions(Family::V4, &seen));
+        assert_eq!(closing(Some("203.0.113.0/24")).conditions(Family::V4, &seen), []);
+        assert_eq!(closing(None).conditions(Family::V4, &Fingerprints::new()), []);
+        let everywhere = (1..=9).map(|port| (flow(port, "192.0.2.2:1"), 7)).collect();
+        assert_eq!(closing(None).ports(&everywhere), [None]);
+    }
+
+    #[test]
+    fn the_conditions_of_a_whole_batch_fit_into_a_filter() {
+        let ends = (1..=MAX_PORTS as u16).map(|port| Flow {
+            local: SocketAddr::new("2001:db8::1".parse().unwrap(), port),
+            remote: "[2001:db8::2]:1".parse().unwrap(),
+        });
+        let seen: Fingerprints = ends.map(|flow| (flow, 7)).collect();
+        let closing = Closing {
+            rule_id: 1,
+            peers: Peers::Fingerprint { keys: vec![7], net: None },
+            local_ports: Vec::new(),
+            local_addresses: Vec::new(),
+            spared: Arc::default(),
+        };
+        let conditions = closing.conditions(Family::V6, &seen).repeat(MAX_BATCH);
+        assert_eq!(conditions.len(), 2 * MAX_PORTS * MAX_BATCH);
+        let program = super::super::filter::any_of(&conditions);
+        assert!(program.len() + 4 <= usize::from(u16::MAX), "{} bytes", program.len());
     }
 }

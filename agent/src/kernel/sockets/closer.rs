@@ -1,7 +1,7 @@
 //! Closes connections on a thread of its own: the kernel walks its whole table of sockets for
 //! each look.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 
-use super::close::{self, Closing, MAX_BATCH};
+use super::close::{self, Closing, Fingerprints, MAX_BATCH, Peers};
 use super::diag::Diag;
 
 /// Closings that wait. More than that in the time of a look, some milliseconds, is left out.
@@ -28,6 +28,12 @@ pub trait CloseSockets: Send {
     fn take_closures(&mut self) -> Vec<Closure>;
 
     fn counts(&self) -> Counts;
+}
+
+/// Knows which connections have which TLS fingerprint, or stands for that in a test.
+pub trait FindFingerprints: Send {
+    /// The connections with one of `keys`.
+    fn find(&self, keys: &HashSet<u64>) -> Result<Fingerprints>;
 }
 
 /// What came of a closing.
@@ -75,7 +81,10 @@ impl Closer {
     ///
     /// # Errors
     /// When sockets can't be listed, or when the kernel closes none: a sentence on what that means.
-    pub fn start(other_namespaces: &[PathBuf]) -> Result<Self> {
+    pub fn start(
+        other_namespaces: &[PathBuf],
+        fingerprints: Box<dyn FindFingerprints>,
+    ) -> Result<Self> {
         let mut own = Diag::open()?;
         anyhow::ensure!(
             own.can_close()?,
@@ -91,7 +100,7 @@ impl Closer {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("close-sockets".into())
-            .spawn(move || work(places, &asked, &theirs))
+            .spawn(move || work(places, &*fingerprints, &asked, &theirs))
             .context("can't start a thread")?;
         Ok(Self { queue: Some(queue), thread: Some(thread), shared })
     }
@@ -136,12 +145,22 @@ impl Drop for Closer {
     }
 }
 
-fn work(mut places: Vec<Place>, asked: &Receiver<Closing>, shared: &Shared) {
+fn work(
+    mut places: Vec<Place>,
+    fingerprints: &dyn FindFingerprints,
+    asked: &Receiver<Closing>,
+    shared: &Shared,
+) {
     while let Ok(first) = asked.recv() {
         let more = asked.try_iter().take(MAX_BATCH - 1);
         let batch: Vec<Closing> = std::iter::once(first).chain(more).collect();
+        let fingerprints = fingerprints_of(&batch, fingerprints).unwrap_or_else(|error| {
+            shared.failed.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("connections of blocked TLS clients can't be found: {error:#}");
+            Fingerprints::new()
+        });
         for place in &mut places {
-            match place.close(&batch) {
+            match place.close(&batch, &fingerprints) {
                 Ok(None) => {}
                 Ok(Some(tallies)) => shared.count(&batch, &tallies),
                 Err(error) => {
@@ -152,6 +171,16 @@ fn work(mut places: Vec<Place>, asked: &Receiver<Closing>, shared: &Shared) {
             }
         }
     }
+}
+
+/// The connections with the fingerprints that a batch is about.
+fn fingerprints_of(batch: &[Closing], find: &dyn FindFingerprints) -> Result<Fingerprints> {
+    let keys = batch.iter().flat_map(|closing| match &closing.peers {
+        Peers::Fingerprint { keys, .. } => keys.as_slice(),
+        Peers::Network(_) | Peers::Flow(_) => &[],
+    });
+    let keys: HashSet<u64> = keys.copied().collect();
+    if keys.is_empty() { Ok(Fingerprints::new()) } else { find.find(&keys) }
 }
 
 /// A network namespace, opened when it is needed.
@@ -167,7 +196,11 @@ type Identity = Option<(u64, u64)>;
 
 impl Place {
     /// `None` when there is no such namespace at the moment.
-    fn close(&mut self, batch: &[Closing]) -> Result<Option<Vec<close::Tally>>> {
+    fn close(
+        &mut self,
+        batch: &[Closing],
+        fingerprints: &Fingerprints,
+    ) -> Result<Option<Vec<close::Tally>>> {
         let mut identity = None;
         if let Some(path) = &self.path {
             let Ok(meta) = std::fs::metadata(path) else {
@@ -184,7 +217,7 @@ impl Place {
                 self.open.insert((identity, diag?))
             }
         };
-        Ok(Some(close::close(diag, batch)?))
+        Ok(Some(close::close(diag, batch, fingerprints)?))
     }
 }
 

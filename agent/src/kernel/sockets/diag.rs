@@ -70,8 +70,8 @@ impl Diag {
         entered.map_err(|_| anyhow::anyhow!("the thread died")).flatten().with_context(context)
     }
 
-    /// At most `most` TCP sockets in `states` that match one of `matches`, and whether there are
-    /// more.
+    /// At most `most` TCP sockets in `states` that match one of `matches` and are `wanted`, and
+    /// whether there are more.
     ///
     /// # Errors
     /// When the kernel refuses, with its error; after a timeout the object is of no more use.
@@ -80,6 +80,7 @@ impl Diag {
         family: Family,
         states: u32,
         matches: &[Match],
+        wanted: impl Fn(&Socket) -> bool,
         most: usize,
     ) -> io::Result<(Vec<Socket>, bool)> {
         let program = filter::any_of(matches);
@@ -89,6 +90,7 @@ impl Diag {
             let length = self.receive()?;
             for message in Messages(self.buffer.get(..length).unwrap_or_default()) {
                 match message {
+                    Message::Socket(socket) if !wanted(&socket) => {}
                     Message::Socket(socket) if found.len() < most => found.push(socket),
                     Message::Socket(_) => more = true,
                     Message::Done(None) => return Ok((found, more)),
@@ -121,7 +123,7 @@ impl Diag {
         // Also has the kernel load its module, if it is one.
         let port = End { net: None, port: Some(0) };
         let none = Match { local: Some(port), remote: None };
-        let listening = self.find(Family::V4, states::LISTENING, &[none], 1);
+        let listening = self.find(Family::V4, states::LISTENING, &[none], |_| true, 1);
         listening.context("the kernel does not list sockets (CONFIG_INET_DIAG)")?;
         match self.close(&Socket::nobodys()) {
             Ok(_) => Ok(true),

@@ -99,7 +99,8 @@ impl Condition {
 
 /// `struct inet_diag_bc_op`: both distances count from the operation's own beginning.
 fn op(code: u8, yes: usize, no: usize, program: &mut Vec<u8>) {
-    // No condition is longer than 28 bytes, and `MAX_BATCH` of them are well below 64 KiB.
+    // No condition is longer than 28 bytes, and those of a whole batch are below 64 KiB, as a test
+    // of them says.
     program.extend([code, yes as u8]);
     program.extend((no as u16).to_ne_bytes());
 }

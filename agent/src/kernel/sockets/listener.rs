@@ -33,7 +33,7 @@ pub fn find_listeners(at: SocketAddr) -> Result<Listeners> {
     let on_port = Match { local: Some(End { net: None, port: Some(at.port()) }), remote: None };
     let mut sockets = Vec::new();
     for family in Family::ALL {
-        let found = diag.find(family, states::LISTENING, &[on_port], MAX_LISTENERS);
+        let found = diag.find(family, states::LISTENING, &[on_port], |_| true, MAX_LISTENERS);
         sockets.extend(found.context("the kernel does not list sockets")?.0);
     }
     let choose = |family| choose(&sockets, at.ip(), family).map(Listener);

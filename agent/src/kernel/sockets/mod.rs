@@ -8,6 +8,6 @@ mod filter;
 mod listener;
 mod wire;
 
-pub use close::{Closing, Flow, Peers, Spared};
-pub use closer::{CloseSockets, Closer, Closure, Counts};
+pub use close::{Closing, Fingerprints, Flow, Peers, Spared};
+pub use closer::{CloseSockets, Closer, Closure, Counts, FindFingerprints};
 pub use listener::{Listener, Listeners, find_listeners};

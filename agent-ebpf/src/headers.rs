@@ -149,7 +149,7 @@ pub enum Start {
     Network(u16),
 }
 
-/// An IP packet in a tunnel: its offset in the frame, and whether it is IPv6. In one register,
+/// An IP packet in a frame, or in a tunnel: its offset in the frame, and whether it is IPv6. In one register,
 /// as [`Port`] is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Inner(u32);
@@ -252,64 +252,73 @@ impl Port {
     }
 }
 
-/// What stands before the transport header.
-#[derive(Clone, Copy)]
-struct Network {
-    source: Address,
-    destination: Address,
-    /// Offset in the frame of what follows the IP packet.
-    end: usize,
-}
-
-impl Network {
-    /// A packet of which no more can be known.
+impl Packet {
+    /// From here on no more can be known.
     #[inline(always)]
-    fn without_transport(self, port: Port) -> Packet {
-        let Self { source, destination, .. } = self;
-        Packet {
-            source,
-            destination,
-            port,
-            source_port: 0,
-            tcp: Tcp::NONE,
-            udp_payload_at: 0,
-            inner: Inner::NONE,
+    fn end_with(&mut self, port: Port) {
+        self.port = port;
+        self.source_port = 0;
+        self.tcp = Tcp::NONE;
+        self.udp_payload_at = 0;
+        self.inner = Inner::NONE;
+    }
+
+    /// The same offset, of which the verifier has forgotten what it was: it would follow each way that
+    /// led to it apart.
+    #[inline(always)]
+    fn forgotten(&mut self, offset: usize) -> usize {
+        let place = &raw mut self.udp_payload_at;
+        // SAFETY: a field that is written again once the packet is known.
+        unsafe {
+            place.write_volatile(offset as u32);
+            place.read_volatile() as usize
         }
     }
 
-    /// A packet that carries another.
+    /// It carries another packet.
     #[inline(always)]
-    fn with_inner(self, inner: Inner) -> Packet {
-        Packet { inner, ..self.without_transport(Port::NONE) }
+    fn end_with_inner(&mut self, inner: Inner) {
+        self.end_with(Port::NONE);
+        self.inner = inner;
     }
 }
 
-/// The packet of a frame, or the reason to pass the frame that has none.
+/// Writes the packet of a frame, or returns the reason to pass the frame that has none.
 #[inline(always)]
-pub fn walk(bytes: &impl Bytes, start: Start) -> Result<Packet, Reason> {
+pub fn walk(bytes: &impl Bytes, start: Start, packet: &mut Packet) -> Result<(), Reason> {
+    walk_inner(bytes, find(bytes, start)?, packet)
+}
+
+/// The IP packet of a frame, or the reason to pass the frame that has none.
+#[inline(always)]
+pub fn find(bytes: &impl Bytes, start: Start) -> Result<Inner, Reason> {
     match start {
         Start::Ethernet => ethernet(bytes),
-        Start::Network(ETH_P_IP) => ipv4(bytes, 0),
-        Start::Network(ETH_P_IPV6) => ipv6(bytes, 0),
+        Start::Network(ETH_P_IP) => Ok(Inner::v4(0)),
+        Start::Network(ETH_P_IPV6) => Ok(Inner::v6(0)),
         Start::Network(_) => Err(Reason::PassNotIp),
     }
 }
 
-/// The packet within a tunnel; [`Reason::PassTruncated`] when not all of its source is there.
+/// Writes the packet there; [`Reason::PassTruncated`] when not all of its source is.
 #[inline(always)]
-pub fn walk_inner(bytes: &impl Bytes, Inner(inner): Inner) -> Result<Packet, Reason> {
+pub fn walk_inner(
+    bytes: &impl Bytes,
+    Inner(inner): Inner,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     let offset = (inner & (Inner::V6 - 1)) as usize;
-    if inner & Inner::V6 == 0 { ipv4(bytes, offset) } else { ipv6(bytes, offset) }
+    if inner & Inner::V6 == 0 { ipv4(bytes, offset, packet) } else { ipv6(bytes, offset, packet) }
 }
 
 /// IEEE 802.1ad.
 const USUAL_TAGS: usize = 2;
 
-/// The packet of a frame, and the offset of the IP packet's end, if what stands before the transport
-/// header is of the usual kinds and all of it can be read: what almost all frames are, at a fraction
-/// of what [`walk`] takes. `None` says nothing about the frame.
+/// Writes the packet of a frame, and returns the offset of the IP packet's end, if what stands before the
+/// transport header is of the usual kinds and all of it can be read: what almost all frames are, at
+/// a fraction of what [`walk`] takes. `None` says nothing about the frame.
 #[inline(always)]
-pub fn usual(bytes: &impl Bytes) -> Option<(Packet, usize)> {
+pub fn usual(bytes: &impl Bytes, packet: &mut Packet) -> Option<usize> {
     let mut ethertype = read_u16(bytes, ETHERTYPE_AT)?;
     let mut offset = ETHERNET_LEN;
     for _ in 0..USUAL_TAGS {
@@ -319,7 +328,7 @@ pub fn usual(bytes: &impl Bytes) -> Option<(Packet, usize)> {
         ethertype = read_u16(bytes, offset + 2)?;
         offset += VLAN_LEN;
     }
-    let (network, protocol, transport_at) = match ethertype {
+    let (end, protocol, transport_at) = match ethertype {
         ETH_P_IP => {
             let header: [u8; 20] = bytes.read(offset)?;
             let [_, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
@@ -328,35 +337,33 @@ pub fn usual(bytes: &impl Bytes) -> Option<(Packet, usize)> {
             if header[0] & 0x0f != 5 {
                 return None;
             }
-            let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-            let source = Address::from_v4([s0, s1, s2, s3]);
-            let destination = Address::from_v4([d0, d1, d2, d3]);
-            let network = Network { source, destination, end: offset + total_len };
+            let end = offset + usize::from(u16::from_be_bytes([header[2], header[3]]));
+            packet.source = Address::from_v4([s0, s1, s2, s3]);
+            packet.destination = Address::from_v4([d0, d1, d2, d3]);
             if fragment_offset != 0 {
-                return Some((network.without_transport(Port::NONE), network.end));
+                packet.end_with(Port::NONE);
+                return Some(end);
             }
-            (network, protocol, offset + 20)
+            (end, protocol, offset + 20)
         }
         ETH_P_IPV6 => {
             let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4)?;
-            let source: [[u8; 4]; 4] = bytes.read(offset + 8)?;
-            let destination: [[u8; 4]; 4] = bytes.read(offset + 24)?;
-            let payload_len = usize::from(u16::from_be_bytes([high, low]));
-            let (source, destination) = (Address::from_v6(source), Address::from_v6(destination));
-            let network = Network { source, destination, end: offset + 40 + payload_len };
-            (network, protocol, offset + 40)
+            packet.source = Address::from_v6(bytes.read(offset + 8)?);
+            packet.destination = Address::from_v6(bytes.read(offset + 24)?);
+            let end = offset + 40 + usize::from(u16::from_be_bytes([high, low]));
+            (end, protocol, offset + 40)
         }
         _ => return None,
     };
     if !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) {
         return None;
     }
-    let packet = transport(bytes, protocol, transport_at, network);
-    (packet.port != Port::OUT_OF_REACH).then_some((packet, network.end))
+    transport(bytes, protocol, transport_at, end, packet);
+    (packet.port != Port::OUT_OF_REACH).then_some(end)
 }
 
 #[inline(always)]
-fn ethernet(bytes: &impl Bytes) -> Result<Packet, Reason> {
+fn ethernet(bytes: &impl Bytes) -> Result<Inner, Reason> {
     let mut ethertype = read_u16(bytes, ETHERTYPE_AT).ok_or(Reason::PassTruncated)?;
     let mut offset = ETHERNET_LEN;
     for _ in 0..MAX_VLAN_TAGS {
@@ -368,8 +375,8 @@ fn ethernet(bytes: &impl Bytes) -> Result<Packet, Reason> {
         offset += VLAN_LEN;
     }
     match ethertype {
-        ETH_P_IP => ipv4(bytes, offset),
-        ETH_P_IPV6 => ipv6(bytes, offset),
+        ETH_P_IP => Ok(Inner::v4(offset)),
+        ETH_P_IPV6 => Ok(Inner::v6(offset)),
         other if is_vlan(other) => Err(Reason::PassTooManyTags),
         _ => Err(Reason::PassNotIp),
     }
@@ -382,34 +389,33 @@ pub fn is_vlan(ethertype: u16) -> bool {
 
 /// RFC 791, section 3.1.
 #[inline(always)]
-fn ipv4(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
+fn ipv4(bytes: &impl Bytes, offset: usize, packet: &mut Packet) -> Result<(), Reason> {
     // The header up to and with the source address, so that no shorter part of it passes.
     let header: [u8; 16] = bytes.read(offset).ok_or(Reason::PassTruncated)?;
-    let source = Address::from_v4([header[12], header[13], header[14], header[15]]);
+    packet.source = Address::from_v4([header[12], header[13], header[14], header[15]]);
     let destination = bytes.read::<[u8; 4]>(offset + 16).map(Address::from_v4);
-    let destination = or_truncated(bytes, destination)?;
+    packet.destination = or_truncated(bytes, destination)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
-    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let end = offset + usize::from(u16::from_be_bytes([header[2], header[3]]));
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    let network = Network { source, destination, end: offset + total_len };
     if fragment_offset == 0 && header_len >= 20 {
-        Ok(transport(bytes, header[9], offset + header_len, network))
+        transport(bytes, header[9], offset + header_len, end, packet);
     } else {
-        Ok(network.without_transport(Port::NONE))
+        packet.end_with(Port::NONE);
     }
+    Ok(())
 }
 
 /// RFC 8200, section 3.
 #[inline(always)]
-fn ipv6(bytes: &impl Bytes, offset: usize) -> Result<Packet, Reason> {
+fn ipv6(bytes: &impl Bytes, offset: usize, packet: &mut Packet) -> Result<(), Reason> {
     let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4).ok_or(Reason::PassTruncated)?;
-    let source: [[u8; 4]; 4] = bytes.read(offset + 8).ok_or(Reason::PassTruncated)?;
+    packet.source = Address::from_v6(bytes.read(offset + 8).ok_or(Reason::PassTruncated)?);
     let destination = bytes.read::<[[u8; 4]; 4]>(offset + 24).map(Address::from_v6);
-    let destination = or_truncated(bytes, destination)?;
-    let payload_len = usize::from(u16::from_be_bytes([high, low]));
-    let network =
-        Network { source: Address::from_v6(source), destination, end: offset + 40 + payload_len };
-    Ok(extensions(bytes, protocol, offset + 40, network))
+    packet.destination = or_truncated(bytes, destination)?;
+    let end = offset + 40 + usize::from(u16::from_be_bytes([high, low]));
+    extensions(bytes, protocol, offset + 40, end, packet);
+    Ok(())
 }
 
 /// A packet that ends before its destination goes nowhere, and is judged by its source alone.
@@ -424,8 +430,15 @@ fn or_truncated<B: Bytes>(_: &B, destination: Option<Address>) -> Result<Address
 
 /// Follows the chain of extension headers to the transport header.
 #[inline(always)]
-fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize, network: Network) -> Packet {
+fn extensions(
+    bytes: &impl Bytes,
+    mut protocol: u8,
+    mut offset: usize,
+    end: usize,
+    packet: &mut Packet,
+) {
     for _ in 0..MAX_EXTENSION_HEADERS {
+        offset = packet.forgotten(offset);
         match protocol {
             extension::HOP_BY_HOP
             | extension::ROUTING
@@ -434,7 +447,7 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize, network: 
             | extension::HOST_IDENTITY
             | extension::SHIM6 => {
                 let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
-                    return network.without_transport(Port::OUT_OF_REACH);
+                    return packet.end_with(Port::OUT_OF_REACH);
                 };
                 protocol = next;
                 offset += (usize::from(len) + 1) * 8;
@@ -442,75 +455,71 @@ fn extensions(bytes: &impl Bytes, mut protocol: u8, mut offset: usize, network: 
             extension::AUTHENTICATION => {
                 // RFC 4302, section 2.2: in 4-byte units, minus 2.
                 let Some([next, len]) = bytes.read::<[u8; 2]>(offset) else {
-                    return network.without_transport(Port::OUT_OF_REACH);
+                    return packet.end_with(Port::OUT_OF_REACH);
                 };
                 protocol = next;
                 offset += (usize::from(len) + 2) * 4;
             }
             extension::FRAGMENT => {
                 let Some([next, _, high, low]) = bytes.read::<[u8; 4]>(offset) else {
-                    return network.without_transport(Port::OUT_OF_REACH);
+                    return packet.end_with(Port::OUT_OF_REACH);
                 };
                 if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
-                    return network.without_transport(Port::NONE);
+                    return packet.end_with(Port::NONE);
                 }
                 protocol = next;
                 offset += 8;
             }
-            _ => return transport(bytes, protocol, offset, network),
+            _ => return transport(bytes, protocol, offset, end, packet),
         }
     }
-    transport(bytes, protocol, offset, network)
+    transport(bytes, protocol, offset, end, packet);
 }
 
 /// Ports, and for TCP the rest of what is needed: RFC 9293 section 3.1, RFC 768.
 #[inline(always)]
-fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, network: Network) -> Packet {
+fn transport<B: Bytes>(bytes: &B, protocol: u8, offset: usize, end: usize, packet: &mut Packet) {
     match protocol {
         IPPROTO_TCP | IPPROTO_UDP => {}
-        IPPROTO_IPIP => return network.with_inner(Inner::v4(offset)),
-        IPPROTO_IPV6 => return network.with_inner(Inner::v6(offset)),
-        IPPROTO_GRE => return gre(bytes, offset, network),
-        _ => return network.without_transport(Port::NONE),
+        IPPROTO_IPIP => return packet.end_with_inner(Inner::v4(offset)),
+        IPPROTO_IPV6 => return packet.end_with_inner(Inner::v6(offset)),
+        IPPROTO_GRE => return gre(bytes, offset, packet),
+        _ => return packet.end_with(Port::NONE),
     }
     let Some([a, b, c, d]) = bytes.read::<[u8; 4]>(offset) else {
-        return network.without_transport(Port::OUT_OF_REACH);
+        return packet.end_with(Port::OUT_OF_REACH);
     };
     let tcp = if protocol != IPPROTO_TCP {
         Tcp::NONE
-    } else if let Some(tcp) = segment(bytes, offset, network.end) {
+    } else if let Some(tcp) = segment(bytes, offset, end) {
         tcp
     } else if B::SEES_ALL {
         Tcp::NONE
     } else {
-        return network.without_transport(Port::OUT_OF_REACH);
+        return packet.end_with(Port::OUT_OF_REACH);
     };
-    Packet {
-        source: network.source,
-        destination: network.destination,
-        port: Port::new(protocol, u16::from_be_bytes([c, d])),
-        source_port: u32::from(u16::from_be_bytes([a, b])),
-        tcp,
-        udp_payload_at: if protocol == IPPROTO_UDP { (offset + UDP_LEN) as u32 } else { 0 },
-        inner: Inner::NONE,
-    }
+    packet.port = Port::new(protocol, u16::from_be_bytes([c, d]));
+    packet.source_port = u32::from(u16::from_be_bytes([a, b]));
+    packet.tcp = tcp;
+    packet.udp_payload_at = if protocol == IPPROTO_UDP { (offset + UDP_LEN) as u32 } else { 0 };
+    packet.inner = Inner::NONE;
 }
 
 #[inline(always)]
-fn gre(bytes: &impl Bytes, offset: usize, network: Network) -> Packet {
+fn gre(bytes: &impl Bytes, offset: usize, packet: &mut Packet) {
     let Some([high, low, t, y]) = bytes.read::<[u8; 4]>(offset) else {
-        return network.without_transport(Port::OUT_OF_REACH);
+        return packet.end_with(Port::OUT_OF_REACH);
     };
     let flags = u16::from_be_bytes([high, low]);
     if flags & gre::OTHER != 0 {
-        return network.without_transport(Port::NONE);
+        return packet.end_with(Port::NONE);
     }
     let options = [gre::CHECKSUM, gre::KEY, gre::SEQUENCE].map(|flag| flags & flag != 0);
     let inner = offset + 4 + 4 * options.map(usize::from).iter().sum::<usize>();
     match u16::from_be_bytes([t, y]) {
-        ETH_P_IP => network.with_inner(Inner::v4(inner)),
-        ETH_P_IPV6 => network.with_inner(Inner::v6(inner)),
-        _ => network.without_transport(Port::NONE),
+        ETH_P_IP => packet.end_with_inner(Inner::v4(inner)),
+        ETH_P_IPV6 => packet.end_with_inner(Inner::v6(inner)),
+        _ => packet.end_with(Port::NONE),
     }
 }
 

@@ -6,18 +6,18 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use portcullis_common::{
-    policy::{NO_RULE, Reason, port},
+    policy::{NO_RULE, PrefixRules, Reason, port},
     settings::{Settings, feature},
 };
 
 use crate::{
     client_hello, flows,
     headers::{self, IPPROTO_TCP, Inner, Packet, Port},
-    maps::{PC_PORTS, PC_REASONS, PC_SCOPE_ADDRS, PC_SETTINGS, PC_WORK},
+    maps::{PC_PORTS, PC_REASONS, PC_RULES, PC_SCOPE_ADDRS, PC_SETTINGS, PC_WORK},
     packet::{Anywhere, Frame, InPlace},
     prefixes::{self, Candidates},
     quic,
-    rules::Outcome,
+    rules::{self, Outcome},
     search, steer,
     steps::Steps,
 };
@@ -35,13 +35,23 @@ pub fn verdict(frame: impl Steps) -> Verdict {
     // Arrays of one have a first element.
     let Some(settings) = PC_SETTINGS.get(0) else { return Verdict::Pass };
     let Some(work) = Work::of_this_cpu() else { return Verdict::Pass };
-    if let Some((packet, end)) = headers::usual(&InPlace::of(&frame)) {
-        let len = frame.len_to(end);
-        if !may_matter(frame, &packet, len, settings) {
-            count(Reason::PassNoMatch as u32, len);
-            return Verdict::Pass;
+    if let Some(end) = headers::usual(&InPlace::of(&frame), &mut work.packet) {
+        work.len = frame.len_to(end);
+        match look_longest_up(work, settings) {
+            Named::Denied => {
+                count(Reason::DropDenied as u32, work.len);
+                return Verdict::Drop;
+            }
+            Named::No if !may_matter(frame, work, settings) => {
+                count(Reason::PassNoMatch as u32, work.len);
+                return Verdict::Pass;
+            }
+            Named::No => {
+                work.begin(active_set(settings));
+                work.candidates = Candidates::NONE;
+            }
+            Named::Perhaps => {}
         }
-        (work.packet, work.len) = (packet, len);
     } else {
         let mut reason = frame.walk();
         if reason == Reason::PassTruncated as u32 {
@@ -51,6 +61,8 @@ pub fn verdict(frame: impl Steps) -> Verdict {
             count(reason, work.len);
             return Verdict::Pass;
         }
+        work.begin(active_set(settings));
+        prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
     }
     let outcome = match judge_first(work, settings) {
         UNDECIDED => frame.judge(),
@@ -59,14 +71,70 @@ pub fn verdict(frame: impl Steps) -> Verdict {
     if drops(outcome) { Verdict::Drop } else { Verdict::Pass }
 }
 
-/// Whether there can be anything to say or to learn of the packet. Almost none gets past this, and so
-/// nothing here is a call.
+/// Whether prefixes name a packet's source.
+enum Named {
+    No,
+    Perhaps,
+    /// And the longest has a rule that denies the packet, whatever else there is; it has been counted.
+    Denied,
+}
+
+/// Begins the search for rules with that of the longest prefix which may name the packet's source. For
+/// almost all packets that is all, and so nothing here is a call.
 #[inline(always)]
-fn may_matter(frame: impl Frame, packet: &Packet, len: u64, settings: &Settings) -> bool {
-    let features = settings.features;
-    if prefixes::may_name(packet.source, active_set(settings), settings) {
-        return true;
+fn look_longest_up(work: &mut Work, settings: &Settings) -> Named {
+    let set = active_set(settings);
+    if !prefixes::may_name(work.packet.source, set, settings) {
+        return Named::No;
     }
+    let mut candidates = Candidates::NONE;
+    prefixes::find(work.packet.source, set, settings, &mut candidates);
+    if candidates.are_none() {
+        return Named::No;
+    }
+    // Little is written to memory before it is known that somebody will read it.
+    if candidates.takes_whole() {
+        let said = prefixes::look_up(work.packet.source.halves(), 128, set, settings);
+        if is_denied_outright(said.rules(), work) {
+            return Named::Denied;
+        }
+        work.begin(set);
+        work.candidates = candidates;
+        work.candidates.drop_whole();
+        (work.rule, work.listed) = (said.rules().own, said.rules().listed);
+    } else {
+        work.begin(set);
+        work.candidates = candidates;
+        search::look_prefix_up(work, settings);
+        if is_denied_outright(PrefixRules { own: work.rule, listed: work.listed }, work) {
+            return Named::Denied;
+        }
+    }
+    if search::is_over(work) { Named::No } else { Named::Perhaps }
+}
+
+/// Whether the first rule of a prefix denies the packet, whatever else there is; it counts it then.
+#[inline(always)]
+fn is_denied_outright(PrefixRules { own, listed }: PrefixRules, work: &mut Work) -> bool {
+    let index = if own == NO_RULE { listed } else { own };
+    if index == NO_RULE {
+        return false;
+    }
+    let Some(rule) = PC_RULES.get_ptr_mut(index) else { return false };
+    work.read_clock();
+    if !rules::denies_outright(rule, work.now_ns) || is_failsafe(work.packet.port) {
+        return false;
+    }
+    rules::count(rule, work.len);
+    true
+}
+
+/// Whether there can be anything to say or to learn of the packet, whose source no prefix names. Almost
+/// none gets past this, and so nothing here is a call.
+#[inline(always)]
+fn may_matter(frame: impl Frame, work: &Work, settings: &Settings) -> bool {
+    let Work { packet, len, .. } = work;
+    let features = settings.features;
     if features & (feature::FINGERPRINTS | feature::FLOW_RULES) == 0 || !packet.port.is_known() {
         return false;
     }
@@ -76,7 +144,7 @@ fn may_matter(frame: impl Frame, packet: &Packet, len: u64, settings: &Settings)
     }
     features & feature::FINGERPRINTS != 0
         && (client_hello::is_near_beginning(frame, packet.tcp, hash)
-            || quic::may_begin(frame, packet, len))
+            || quic::may_begin(frame, packet, *len))
 }
 
 /// The set of prefixes that is in force. Read once for a packet, which is judged by one set, whichever
@@ -95,31 +163,27 @@ fn active_set(settings: &Settings) -> u32 {
 pub fn walk(frame: impl Frame) -> u32 {
     let Some(work) = Work::of_this_cpu() else { return Reason::PassTruncated as u32 };
     work.len = frame.len();
-    match headers::walk(&InPlace::of(&frame), frame.start()) {
-        Ok(Packet { port: Port::OUT_OF_REACH, .. }) => Reason::PassTruncated as u32,
-        Ok(walked) => {
-            work.packet = walked;
-            Reason::PassNoMatch as u32
-        }
-        Err(reason) => reason as u32,
+    let walked = headers::walk(&InPlace::of(&frame), frame.start(), &mut work.packet);
+    if is_short(walked, &work.packet) {
+        return Reason::PassTruncated as u32;
     }
+    number_of(walked)
 }
 
 /// As [`walk`], wherever the bytes lie.
 #[inline(always)]
 pub fn walk_anywhere(frame: impl Frame) -> u32 {
     let Some(work) = Work::of_this_cpu() else { return Reason::PassTruncated as u32 };
-    let mut walked = headers::walk(&Anywhere(frame), frame.start());
-    if is_short(&walked) && frame.pull() {
-        walked = headers::walk(&Anywhere(frame), frame.start());
+    let mut walked = headers::walk(&Anywhere(frame), frame.start(), &mut work.packet);
+    if is_short(walked, &work.packet) && frame.pull() {
+        walked = headers::walk(&Anywhere(frame), frame.start(), &mut work.packet);
     }
-    match walked {
-        Ok(walked) => {
-            work.packet = walked;
-            Reason::PassNoMatch as u32
-        }
-        Err(reason) => reason as u32,
-    }
+    number_of(walked)
+}
+
+#[inline(always)]
+fn number_of(walked: Result<(), Reason>) -> u32 {
+    walked.err().unwrap_or(Reason::PassNoMatch) as u32
 }
 
 /// Whether the reason of that number drops.
@@ -145,12 +209,10 @@ fn judge_first(work: &mut Work, settings: &Settings) -> u32 {
     work.outcome.number()
 }
 
-/// Applies the first rule of the packet's source; whether it has the last word. That is so for almost
-/// all packets that are dropped, and so as little as can be is a call.
+/// Goes on with the search until a rule of the packet's source is found, and applies it; whether it has
+/// the last word.
 #[inline(always)]
 fn apply_first(work: &mut Work, settings: &Settings) -> bool {
-    work.begin(active_set(settings));
-    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
     if !search::find_rule(work, settings) {
         return false;
     }
@@ -181,6 +243,8 @@ fn judge_both(frame: impl Steps, work: &mut Work, settings: &Settings) -> u32 {
     if frame.enter_tunnel() == 0 {
         return outer;
     }
+    work.begin(active_set(settings));
+    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
     let inner = if apply_first(work, settings) {
         work.outcome.number()
     } else {
@@ -194,24 +258,21 @@ fn judge_both(frame: impl Steps, work: &mut Work, settings: &Settings) -> u32 {
 #[inline(always)]
 pub fn enter_tunnel(frame: impl Frame) -> u32 {
     let Some(work) = Work::of_this_cpu() else { return 0 };
-    let packet = &mut work.packet;
-    let mut walked = headers::walk_inner(&Anywhere(frame), packet.inner);
-    if is_short(&walked) && frame.pull() {
-        walked = headers::walk_inner(&Anywhere(frame), packet.inner);
+    let inner = work.packet.inner;
+    let mut walked = headers::walk_inner(&Anywhere(frame), inner, &mut work.packet);
+    if is_short(walked, &work.packet) && frame.pull() {
+        walked = headers::walk_inner(&Anywhere(frame), inner, &mut work.packet);
     }
-    match walked {
-        Ok(inner) => {
-            *packet = inner;
-            1
-        }
-        Err(_) => 0,
-    }
+    u32::from(walked.is_ok())
 }
 
 /// Whether something lay behind what could be read.
 #[inline(always)]
-fn is_short(walked: &Result<Packet, Reason>) -> bool {
-    matches!(walked, Ok(Packet { port: Port::OUT_OF_REACH, .. }) | Err(Reason::PassTruncated))
+fn is_short(walked: Result<(), Reason>, packet: &Packet) -> bool {
+    match walked {
+        Ok(()) => packet.port == Port::OUT_OF_REACH,
+        Err(reason) => reason == Reason::PassTruncated,
+    }
 }
 
 /// Applies what rules there are beside the first; the number of the reason. A source that is dropped
@@ -297,20 +358,12 @@ impl Work {
     #[inline(always)]
     fn prepare(&mut self, settings: &Settings) {
         let mut port_scopes = u64::MAX;
-        let mut is_failsafe = false;
         let port = self.packet.port;
-        if port.is_known()
-            && let Some(said) = PC_PORTS.get(u32::from(port.number()))
-        {
-            let failsafe = match port.protocol() {
-                IPPROTO_TCP => port::FAILSAFE_TCP,
-                _ => port::FAILSAFE_UDP,
-            };
-            is_failsafe = said & failsafe != 0;
+        if let Some(said) = said_of(port) {
             port_scopes = settings.any_port_scopes | said;
         }
         self.port_scopes = port_scopes;
-        self.is_failsafe = u32::from(is_failsafe);
+        self.is_failsafe = u32::from(is_failsafe(port));
         self.read_clock();
     }
 
@@ -337,6 +390,24 @@ impl Work {
         let listed = unsafe { PC_SCOPE_ADDRS.get(self.packet.destination.addr()) };
         self.port_scopes & (settings.any_address_scopes | listed.copied().unwrap_or(0))
     }
+}
+
+/// What is said of the destination port.
+#[inline(always)]
+fn said_of(port: Port) -> Option<u64> {
+    if !port.is_known() {
+        return None;
+    }
+    PC_PORTS.get(u32::from(port.number())).copied()
+}
+
+#[inline(always)]
+fn is_failsafe(port: Port) -> bool {
+    let failsafe = match port.protocol() {
+        IPPROTO_TCP => port::FAILSAFE_TCP,
+        _ => port::FAILSAFE_UDP,
+    };
+    said_of(port).is_some_and(|said| said & failsafe != 0)
 }
 
 #[inline(always)]

@@ -23,6 +23,8 @@ pub struct Candidates {
 }
 
 impl Candidates {
+    pub const NONE: Self = Self { lengths: [0; 2], whole: 0 };
+
     #[inline(always)]
     pub fn are_none(&self) -> bool {
         let [first, second] = self.lengths;
@@ -43,6 +45,18 @@ impl Candidates {
         } else {
             Self { lengths: lengths.v6, whole: lengths.v6_whole }
         }
+    }
+
+    /// Whether single addresses may be named.
+    #[inline(always)]
+    pub fn takes_whole(&self) -> bool {
+        self.whole != 0
+    }
+
+    /// Takes out the length of single addresses.
+    #[inline(always)]
+    pub fn drop_whole(&mut self) {
+        self.whole = 0;
     }
 
     /// Takes out the longest; there must be one.

@@ -71,6 +71,29 @@ pub enum Said {
     Reason(Reason),
 }
 
+/// Whether the rule denies whatever comes from its source, and has done so before.
+#[inline(always)]
+pub fn denies_outright(rule: *mut Rule, now_ns: u64) -> bool {
+    // SAFETY: as in `apply`.
+    unsafe {
+        (*rule).expires_ns > now_ns
+            && (*rule).scopes == EVERYWHERE
+            && (*rule).action == action::DROP
+            && (*rule).flags == 0
+            && (&raw const (*rule).packets).read_volatile() != 0
+    }
+}
+
+/// Counts a packet that the rule acts on.
+#[inline(always)]
+pub fn count(rule: *mut Rule, len: u64) {
+    // SAFETY: both counters are aligned u64s of the map value.
+    unsafe {
+        atomic::add(&raw mut (*rule).bytes, len);
+        atomic::add(&raw mut (*rule).packets, 1);
+    }
+}
+
 /// Applies `rule`.
 #[inline(always)]
 pub fn apply(rule: *mut Rule, work: &Work, settings: &Settings) -> Said {
@@ -92,14 +115,10 @@ pub fn apply(rule: *mut Rule, work: &Work, settings: &Settings) -> Said {
     if work.is_failsafe != 0 {
         return Said::Reason(Reason::PassFailsafe);
     }
-    // SAFETY: both counters are aligned u64s of the map value.
-    let is_first = unsafe {
-        atomic::add(&raw mut (*rule).bytes, work.len);
-        // Two CPUs may both find theirs to be the first; the one that reads it takes the earlier.
-        let is_first = (&raw const (*rule).packets).read_volatile() == 0;
-        atomic::add(&raw mut (*rule).packets, 1);
-        is_first
-    };
+    // Two CPUs may both find theirs to be the first; the one that reads it takes the earlier.
+    // SAFETY: as above.
+    let is_first = unsafe { (&raw const (*rule).packets).read_volatile() == 0 };
+    count(rule, work.len);
     if what == action::LIMIT {
         return Said::Limit;
     }

@@ -46,15 +46,15 @@ pub fn run(work: &mut Work) {
 #[inline(always)]
 pub fn find_rule(work: &mut Work, settings: &Settings) -> bool {
     for _ in 0..2 {
+        if work.rule | work.listed != NO_RULE {
+            return true;
+        }
         if work.candidates.are_none() {
             return false;
         }
         look_prefix_up(work, settings);
-        if work.rule | work.listed != NO_RULE {
-            return true;
-        }
     }
-    !work.candidates.are_none()
+    !is_over(work)
 }
 
 /// Applies the first rule that was found, if one was; whether it has the last word.
@@ -132,7 +132,7 @@ fn limit(work: &mut Work, settings: &Settings) -> bool {
 
 /// Finds the rules of the longest prefix that is left.
 #[inline(always)]
-fn look_prefix_up(work: &mut Work, settings: &Settings) {
+pub fn look_prefix_up(work: &mut Work, settings: &Settings) {
     let len = work.candidates.take_longest();
     let halves = gate::masked(work.packet.source.halves(), len);
     if work.stage == CONJUNCTIONS {

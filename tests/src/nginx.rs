@@ -25,13 +25,15 @@ pub struct Options {
     pub workers: u16,
     /// Lines for the `server` block, such as more locations.
     pub server_lines: String,
+    /// Whether it speaks HTTP/2 to who can.
+    pub http2: bool,
     /// Where its dynamic loader looks for libraries first (ld.so(8), `LD_LIBRARY_PATH`).
     pub library_path: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 1, server_lines: String::new(), library_path: None }
+        Self { workers: 1, server_lines: String::new(), http2: false, library_path: None }
     }
 }
 
@@ -121,6 +123,7 @@ fn configuration(dir: &Path, certs: &Certs, options: &Options) -> String {
     let dir = dir.display();
     let upstream = shop::ADDRESS;
     let Options { workers, server_lines, .. } = options;
+    let http2 = if options.http2 { " http2" } else { "" };
     format!(
         "daemon off;
 worker_processes {workers};
@@ -139,8 +142,8 @@ http {{
     keepalive_requests 1000000;
     upstream shop {{ server {upstream}; keepalive 64; }}
     server {{
-        listen 443 ssl backlog=4096;
-        listen [::]:443 ssl backlog=4096;
+        listen 443 ssl{http2} backlog=4096;
+        listen [::]:443 ssl{http2} backlog=4096;
         server_name {NAME};
         ssl_certificate {cert};
         ssl_certificate_key {key};

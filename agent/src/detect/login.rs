@@ -33,6 +33,10 @@ const EXTENSIONS: &[&str] =
 /// Statuses that every login endpoint fails with.
 const FAILED: &[u16] = &[401, 403, 429];
 
+/// The same of gRPC, whose HTTP status is 200: PERMISSION_DENIED, RESOURCE_EXHAUSTED,
+/// UNAUTHENTICATED.
+const FAILED_GRPC: &[u16] = &[7, 8, 16];
+
 /// A login endpoint that a request went to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Endpoint<'a> {
@@ -84,8 +88,9 @@ impl<'a> Endpoint<'a> {
     pub fn outcome(&self, tx: &Transaction) -> Option<Outcome> {
         let status = tx.status?;
         let matches = self.configured.map_or(&[][..], |login| &login.failure);
-        let failed =
-            FAILED.contains(&status) || matches.iter().any(|one| response_fits(one, status, tx));
+        let failed = FAILED.contains(&status)
+            || tx.grpc_status.is_some_and(|status| FAILED_GRPC.contains(&status))
+            || matches.iter().any(|one| response_fits(one, status, tx));
         Some(if failed { Outcome::Failure } else { Outcome::Success })
     }
 }
@@ -378,6 +383,19 @@ mod tests {
             tx.resp_headers.push("Location", location);
             let endpoint = Endpoint::of(&tx, Some(&service)).unwrap();
             assert_eq!(endpoint.outcome(&tx), outcome, "{path} {status:?} {body} {location}");
+        }
+    }
+
+    #[test]
+    fn outcomes_of_grpc() {
+        use Outcome::*;
+        for (grpc_status, outcome) in
+            [(None, Success), (Some(0), Success), (Some(16), Failure), (Some(7), Failure)]
+        {
+            let mut tx = request(0.0, "192.0.2.1", "POST", "/shop.Auth/Login");
+            tx.grpc_status = grpc_status;
+            let endpoint = Endpoint::of(&tx, None).unwrap();
+            assert_eq!(endpoint.outcome(&tx), Some(outcome), "{grpc_status:?}");
         }
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn request(at: f64, src: &str, method: &str, path: &str) -> Transacti
         req_bytes: None,
         resp_bytes: None,
         status: Some(200),
+        grpc_status: None,
         duration_ms: None,
     }
 }

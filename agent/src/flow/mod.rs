@@ -36,3 +36,12 @@ pub enum Side {
     Read,
     Write,
 }
+
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Read => Self::Write,
+            Self::Write => Self::Read,
+        }
+    }
+}

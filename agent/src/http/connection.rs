@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::Ignore;
+use super::context::{Context, Output};
 use super::counts::Counter;
-use super::http1::{Context, Http1, Output};
+use super::http1::Http1;
+use super::http2::Http2;
 use super::opening::{Found, Opening};
 use crate::flow::{Piece, Position, Side};
 use crate::time::Timestamp;
@@ -23,6 +25,7 @@ pub struct Connection {
 enum Protocol {
     Undecided(Opening),
     Http1(Box<Http1>),
+    Http2(Box<Http2>),
     /// Nothing more can be read from it; why has been counted.
     Ignored,
 }
@@ -49,22 +52,11 @@ impl Connection {
         cx.output.counts.add(Counter::RepeatedBytes, piece.repeated);
         let next = match &mut self.protocol {
             Protocol::Undecided(opening) => {
-                match opening.look(side, &piece, cx.settings.max_head_bytes, cx.output.counts) {
-                    Found::Nothing => Ok(()),
-                    Found::Http2 => {
-                        cx.output.counts.one(Counter::Http2Connection);
-                        Err(Ignore)
-                    }
-                    Found::Requests { bytes, answer } => {
-                        self.begin(Http1::new(side, true), &bytes, &piece, &answer, cx)
-                    }
-                    Found::RequestsMidway => {
-                        self.begin(Http1::new(side, false), b"", &piece, b"", cx)
-                    }
-                }
+                let found =
+                    opening.look(side, &piece, cx.settings.max_head_bytes, cx.output.counts);
+                self.begin(found, &piece, cx)
             }
-            Protocol::Http1(http1) => http1.piece(side, &piece, cx),
-            Protocol::Ignored => Ok(()),
+            protocol => protocol.piece(side, &piece, cx),
         };
         if next.is_err() {
             let protocol = std::mem::replace(&mut self.protocol, Protocol::Ignored);
@@ -72,24 +64,37 @@ impl Connection {
         }
     }
 
-    /// Reads `bytes`, then `piece`, then what the other side had said (`answer`).
+    /// Reads what has come, if that tells the protocol.
     fn begin(
         &mut self,
-        http1: Http1,
-        bytes: &[u8],
+        found: Found,
         piece: &Piece<'_>,
-        answer: &[u8],
         cx: &mut Context<'_>,
     ) -> Result<(), Ignore> {
-        self.protocol = Protocol::Http1(Box::new(http1));
-        let Protocol::Http1(http1) = &mut self.protocol else { return Ok(()) };
-        let (side, other) = match cx.chunk.side {
-            Side::Read => (Side::Read, Side::Write),
-            Side::Write => (Side::Write, Side::Read),
+        let side = cx.chunk.side;
+        let piece = Piece { missing_before: 0, ..*piece };
+        // Before the piece, and after it what the other side had said.
+        let (before, answer);
+        (self.protocol, before, answer) = match found {
+            Found::Nothing => return Ok(()),
+            Found::Requests { bytes, answer } => (Protocol::http1(side, true), bytes, answer),
+            Found::RequestsMidway => (Protocol::http1(side, false), vec![], vec![]),
+            Found::Http2 { requests, bytes, answer } => {
+                (Protocol::http2(Http2::new(requests), cx), bytes, answer)
+            }
+            Found::Http2Requests { scan } => {
+                (Protocol::http2(Http2::without_responses(side, scan), cx), vec![], vec![])
+            }
+            Found::Http2Midway { requests, asked, answered } => {
+                // The piece is at the end of one of these.
+                self.protocol = Protocol::http2(Http2::midway(requests), cx);
+                self.protocol.bytes(requests, &asked, cx)?;
+                return self.protocol.bytes(requests.other(), &answered, cx);
+            }
         };
-        http1.piece(side, &Piece { data: bytes, ..Piece::default() }, cx)?;
-        http1.piece(side, &Piece { missing_before: 0, ..*piece }, cx)?;
-        http1.piece(other, &Piece { data: answer, ..Piece::default() }, cx)
+        self.protocol.bytes(side, &before, cx)?;
+        self.protocol.piece(side, &piece, cx)?;
+        self.protocol.bytes(side.other(), &answer, cx)
     }
 
     /// Hands on what waits, because the connection ended (`closed`) or is forgotten.
@@ -101,6 +106,7 @@ impl Connection {
     pub fn weight(&self) -> usize {
         match &self.protocol {
             Protocol::Http1(http1) => http1.weight(),
+            Protocol::Http2(http2) => http2.weight(),
             Protocol::Undecided(opening) => opening.heap_bytes(),
             Protocol::Ignored => 0,
         }
@@ -108,9 +114,31 @@ impl Connection {
 }
 
 impl Protocol {
+    fn http1(requests: Side, pairing: bool) -> Self {
+        Self::Http1(Box::new(Http1::new(requests, pairing)))
+    }
+
+    fn http2(http2: Http2, cx: &mut Context<'_>) -> Self {
+        cx.output.counts.one(Counter::Http2Connection);
+        Self::Http2(Box::new(http2))
+    }
+
+    fn bytes(&mut self, side: Side, data: &[u8], cx: &mut Context<'_>) -> Result<(), Ignore> {
+        self.piece(side, &Piece { data, ..Piece::default() }, cx)
+    }
+
+    fn piece(&mut self, side: Side, piece: &Piece<'_>, cx: &mut Context<'_>) -> Result<(), Ignore> {
+        match self {
+            Self::Http1(http1) => http1.piece(side, piece, cx),
+            Self::Http2(http2) => http2.piece(side, piece, cx),
+            Self::Undecided(_) | Self::Ignored => Ok(()),
+        }
+    }
+
     fn finish(self, closed: bool, now: Timestamp, output: &mut Output<'_>) {
         match self {
             Self::Http1(http1) => http1.finish(closed, now, output),
+            Self::Http2(http2) => http2.finish(now, output),
             Self::Undecided(_) | Self::Ignored => {}
         }
     }

@@ -30,9 +30,15 @@ counters! {
     UnpairedRequests = "unpaired_requests",
     /// Connections that ended or were given up within a request's head.
     IncompleteRequests = "incomplete_requests",
+    /// Requests whose stream either side reset before there was a response.
+    ResetStreams = "reset_streams",
+    /// Responses that a server announced without a request; they are not read.
+    PushedResponses = "pushed_responses",
+    /// Responses that are streams of events.
+    EventStreams = "event_streams",
     /// Responses with status 100 to 199, 101 apart.
     InterimResponses = "interim_responses",
-    /// Responses that no request was waiting for; pairing ends there.
+    /// Responses that no request was waiting for; in HTTP/1, pairing ends there.
     ResponsesWithoutRequest = "responses_without_request",
     /// More requests waited for their responses than a connection may have.
     PipelineOverflow = "pipeline_overflow",
@@ -52,6 +58,10 @@ counters! {
     RequestTransferEncoding = "request_transfer_encoding",
     /// Chunked framing that RFC 9112, section 7.1 does not allow, bare LF in requests apart.
     RequestChunk = "request_chunk",
+    /// A frame that RFC 9113 does not allow.
+    RequestFrame = "request_frame",
+    /// A header block that RFC 7541 does not allow.
+    RequestCompression = "request_compression",
     /// A status line or field line that RFC 9112 does not allow.
     MalformedResponse = "malformed_response",
     /// As for requests.
@@ -66,7 +76,15 @@ counters! {
     ResponseTransferEncoding = "response_transfer_encoding",
     /// As for requests.
     ResponseChunk = "response_chunk",
+    /// As for requests.
+    ResponseFrame = "response_frame",
+    /// As for requests.
+    ResponseCompression = "response_compression",
 
+    /// Header fields with a name or value in a table entry that was not seen.
+    UnknownFields = "unknown_fields",
+    /// Header tables of which only a part is kept.
+    HeaderTablesTooLarge = "header_tables_too_large",
     /// Bytes that were lost, on connections that were being read.
     GapBytes = "gap_bytes",
     /// Losses after which it was unknown where the next message begins.
@@ -77,11 +95,11 @@ counters! {
     JoinedMidway = "joined_midway",
     /// Connections that did not begin with HTTP.
     NotHttp = "not_http",
-    /// Connections that began with HTTP/2, which is not read.
+    /// Connections that speak HTTP/2.
     Http2Connection = "http2_connection",
-    /// Connections that changed to another protocol (status 101).
+    /// Connections that changed to another protocol (status 101), and streams (RFC 8441).
     Upgraded = "upgraded",
-    /// Connections that became tunnels (CONNECT).
+    /// Connections, or streams, that became tunnels (CONNECT).
     Tunnels = "tunnels",
     /// Connections forgotten because the table was full.
     EvictedConnections = "evicted_connections",

@@ -1,11 +1,11 @@
 //! A transaction in the making.
 
+use super::context::Context;
 use super::framing::{Framing, MethodKind};
 use super::head::ResponseHead;
-use super::http1::Context;
 use super::request_head::RequestHead;
 use crate::time::Timestamp;
-use crate::transaction::{Direction, Transaction};
+use crate::transaction::{Direction, Headers, Transaction};
 
 /// One request and what is known of its response.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Exchange {
     pub response_body: Excerpt,
     /// End of the response's head.
     responded: Timestamp,
+    /// Whether the response is gRPC, without its outcome yet.
+    awaits_trailers: bool,
     transaction: Transaction,
 }
 
@@ -34,6 +36,7 @@ impl Exchange {
             request_body: Excerpt::new(cx.settings.body_excerpt),
             response_body: Excerpt::default(),
             responded: chunk.ts,
+            awaits_trailers: false,
             transaction: Transaction {
                 ts: chunk.ts,
                 src: client.ip(),
@@ -58,6 +61,7 @@ impl Exchange {
                 req_bytes: declared(head.framing),
                 resp_bytes: None,
                 status: None,
+                grpc_status: None,
                 duration_ms: None,
             },
         }
@@ -66,10 +70,27 @@ impl Exchange {
     /// Takes the head of the response, whose body has `framing`.
     pub fn answer(&mut self, head: ResponseHead, framing: Framing, ts: Timestamp, excerpt: usize) {
         self.responded = ts;
-        self.response_body = Excerpt::new(if head.plain { excerpt } else { 0 });
+        let grpc = head.is_grpc();
+        let kept = head.plain && !grpc && !head.is_event_stream();
+        self.response_body = Excerpt::new(if kept { excerpt } else { 0 });
+        if grpc {
+            self.transaction.grpc_status = grpc_status(&head.headers);
+            self.awaits_trailers = self.transaction.grpc_status.is_none();
+        }
         self.transaction.status = Some(head.status);
         self.transaction.resp_headers = head.headers;
         self.transaction.resp_bytes = declared(framing);
+    }
+
+    /// Takes the fields behind the response's body.
+    pub fn trailers(&mut self, trailers: &Headers) {
+        if self.awaits_trailers {
+            self.transaction.grpc_status = grpc_status(trailers);
+        }
+    }
+
+    pub fn awaits_trailers(&self) -> bool {
+        self.awaits_trailers
     }
 
     pub fn request_ended(&mut self, bytes: u64) {
@@ -78,6 +99,11 @@ impl Exchange {
 
     pub fn response_ended(&mut self, bytes: u64) {
         self.transaction.resp_bytes = Some(bytes);
+    }
+
+    /// The end of the request's head.
+    pub fn requested(&self) -> Timestamp {
+        self.transaction.ts
     }
 
     /// The end of the response's head.
@@ -111,6 +137,11 @@ impl Exchange {
         .into_iter()
         .fold(size_of::<Self>(), usize::saturating_add)
     }
+}
+
+/// The outcome of a gRPC call.
+fn grpc_status(fields: &Headers) -> Option<u16> {
+    fields.get("grpc-status")?.trim().parse().ok()
 }
 
 /// The size of a body whose head tells it.

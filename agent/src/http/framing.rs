@@ -123,6 +123,11 @@ impl FramingFields {
         }
     }
 
+    /// The `Content-Length`, where it is one number.
+    pub fn declared(&self) -> Option<u64> {
+        self.length?.ok()
+    }
+
     /// Whether a transfer coding beside `chunked` hides the body's bytes.
     pub fn is_coded(&self) -> bool {
         self.encoding.is_some_and(|encoding| encoding.other)

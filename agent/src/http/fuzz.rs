@@ -4,7 +4,11 @@
 //! the connection, bit 3: a byte follows with how many bytes were lost before, bit 4: … came
 //! before, bit 5: … were cut off at the end; bit 6: the connection closes after it; bit 7: a
 //! minute passes before it. Then the length (one byte) and the bytes.
+//!
+//! For HTTP/2, every connection begins with what both sides must say, and the bytes of a chunk are
+//! a frame: type, flags, stream (one byte each), payload. Fewer than three are taken as they are.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{Counter, CredentialKey, Http, Settings};
@@ -24,7 +28,7 @@ struct Record<'a> {
     cut: u8,
     closes: bool,
     waits: bool,
-    data: &'a [u8],
+    data: Cow<'a, [u8]>,
 }
 
 impl<'a> Record<'a> {
@@ -43,8 +47,25 @@ impl<'a> Record<'a> {
             cut,
             closes: control & 64 != 0,
             waits: control & 128 != 0,
-            data,
+            data: data.into(),
         })
+    }
+
+    /// A chunk of its own on `connection`.
+    fn plain(connection: u8, side: Side, data: &'a [u8]) -> Self {
+        let (lost, repeated, cut) = (0, 0, 0);
+        let (closes, waits) = (false, false);
+        Self { side, connection, lost, repeated, cut, closes, waits, data: data.into() }
+    }
+
+    /// The same with the data as a frame.
+    fn framed(self) -> Self {
+        let [kind, flags, stream, payload @ ..] = &*self.data else { return self };
+        let length = payload.len() as u32;
+        let [_, l0, l1, l2] = length.to_be_bytes();
+        let header = [l0, l1, l2, *kind, *flags, 0, 0, 0, *stream];
+        let data = [&header[..], payload].concat().into();
+        Self { data, ..self }
     }
 
     fn is_whole(&self) -> bool {
@@ -107,7 +128,7 @@ impl Run {
         let sides = &mut self.positions[usize::from(record.connection)];
         let position = &mut sides[usize::from(record.side == Side::Write)];
         *position = (*position + u64::from(record.lost)).saturating_sub(u64::from(record.repeated));
-        let mut rest = record.data;
+        let mut rest = &*record.data;
         loop {
             let (data, after) = rest.split_at_checked(step).unwrap_or((rest, b""));
             rest = after;
@@ -149,7 +170,29 @@ impl Run {
 pub fn fuzz_entry(input: &[u8]) {
     let mut rest = input;
     let records: Vec<_> = std::iter::from_fn(|| Record::take(&mut rest)).collect();
-    let whole = Run::over(&records, usize::MAX);
+    judge(&records);
+}
+
+/// Reads frames of HTTP/2 from `input`.
+///
+/// # Panics
+///
+/// As [`fuzz_entry`].
+pub fn fuzz_http2_entry(input: &[u8]) {
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SETTINGS].concat();
+    let mut records = Vec::new();
+    for connection in 0..2 {
+        records.push(Record::plain(connection, Side::Read, &preface));
+        records.push(Record::plain(connection, Side::Write, SETTINGS));
+    }
+    let mut rest = input;
+    records.extend(std::iter::from_fn(|| Record::take(&mut rest)).map(Record::framed));
+    judge(&records);
+}
+
+fn judge(records: &[Record<'_>]) {
+    let whole = Run::over(records, usize::MAX);
     assert_eq!(whole.out.len() as u64, whole.http.counts().get(Counter::Transactions));
     whole.out.iter().for_each(check);
     // What depends on where chunks begin: connections joined midway. And what depends on how
@@ -165,7 +208,7 @@ pub fn fuzz_entry(input: &[u8]) {
         return;
     }
     for step in [1, 7] {
-        let cut = Run::over(&records, step);
+        let cut = Run::over(records, step);
         if comparable(&cut) {
             assert_eq!(whole.out, cut.out);
             assert_eq!(whole.http.counts(), cut.http.counts());

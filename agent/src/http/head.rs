@@ -110,6 +110,27 @@ pub struct ResponseHead {
     pub plain: bool,
 }
 
+impl ResponseHead {
+    /// Whether the body is a stream of server-sent events, which may never end.
+    pub fn is_event_stream(&self) -> bool {
+        self.has_media_type("text/event-stream", |rest| rest.is_empty())
+    }
+
+    /// Whether the body is gRPC, whose outcome is in trailers (or here, if there is no body).
+    pub fn is_grpc(&self) -> bool {
+        let suffix = |rest: &str| matches!(rest.as_bytes().first(), None | Some(b'+' | b'-'));
+        self.has_media_type("application/grpc", suffix)
+    }
+
+    fn has_media_type(&self, media_type: &str, rest_fits: impl Fn(&str) -> bool) -> bool {
+        let Some(value) = self.headers.get("content-type") else { return false };
+        let found = value.split(';').next().unwrap_or_default().trim();
+        found
+            .split_at_checked(media_type.len())
+            .is_some_and(|(start, rest)| start.eq_ignore_ascii_case(media_type) && rest_fits(rest))
+    }
+}
+
 /// Reads a whole response head (RFC 9112, section 4).
 pub fn parse_response(head: &[u8], key: &CredentialKey) -> Result<ResponseHead, Malformed> {
     // httparse would pass over empty lines, which only requests may have before them.
@@ -163,6 +184,11 @@ impl Fields {
             host: Vec::new(),
             plain: true,
         }
+    }
+
+    /// Bytes allocated.
+    pub fn heap_bytes(&self) -> usize {
+        self.headers.heap_bytes().saturating_add(self.host.capacity())
     }
 
     pub fn add(&mut self, name: &str, value: &[u8], key: &CredentialKey) {

@@ -1,7 +1,7 @@
 //! Ordered bytes into transactions.
 //!
-//! Reads HTTP/1.0 and HTTP/1.1 (RFC 9112) from both directions of connections, on the side of
-//! servers and of clients, and pairs requests with their responses.
+//! Reads HTTP/1.0 and HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113) from both directions of
+//! connections, on the side of servers and of clients, and pairs requests with their responses.
 //!
 //! # When a transaction is handed on
 //!
@@ -20,6 +20,8 @@
 //!   is absent when a content coding hides it; that of a request is kept as it came, because a
 //!   client may claim a coding that its body does not have.
 //! - `status` is absent when no response was seen, or when it could not be told which it was.
+//! - `grpc_status` is that of a gRPC response, whose trailers are waited for. Bodies of gRPC and
+//!   event streams are not kept: the former are not text, the latter need not end.
 //!
 //! Credentials in fields are replaced by keyed hashes, see [`CredentialKey`]:
 //! `Authorization: Bearer <hash>`, `Authorization: Basic user=<hash> credential=<hash>`,
@@ -28,6 +30,7 @@
 
 mod body;
 mod connection;
+mod context;
 mod counts;
 mod credential;
 mod exchange;
@@ -36,6 +39,7 @@ mod framing;
 pub mod fuzz;
 mod head;
 mod http1;
+mod http2;
 mod opening;
 mod request_head;
 #[cfg(test)]
@@ -49,12 +53,12 @@ use crate::flow::Chunk;
 use crate::time::Timestamp;
 use crate::transaction::Transaction;
 use connection::Connection;
+use context::{Context, Output};
 pub use counts::{Counter, Counts};
 pub use credential::CredentialKey;
 #[doc(hidden)]
-pub use fuzz::fuzz_entry;
+pub use fuzz::{fuzz_entry, fuzz_http2_entry};
 pub use head::MAX_HEADER_FIELDS;
-use http1::{Context, Output};
 
 /// The bounds of this stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +71,7 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Longest start line and fields of a message, in bytes.
     pub max_head_bytes: usize,
-    /// Requests of one connection that wait for their responses.
+    /// Requests of one connection that wait for their responses, or for the end of them.
     pub max_pipelined: usize,
     /// Memory of all connections for unfinished heads and exchanges, in bytes; connections are
     /// forgotten, the least recently active first, to keep it.

@@ -1,6 +1,7 @@
 //! The first bytes of a connection: which protocol, and which side asks.
 
 use super::counts::{Counter, Counts};
+use super::http2::{Role, Scan, begins_like_a_frame};
 use super::request_head::{begins_with_request_line, is_token, without_empty_lines};
 use crate::flow::{Piece, Side};
 
@@ -25,6 +26,8 @@ struct End {
     /// First bytes, too few to tell: the start of HTTP/2 or of a response, or of a method.
     bytes: Vec<u8>,
     glimpse: Glimpse,
+    /// Frames of HTTP/2, on a connection joined midway.
+    scan: Scan,
 }
 
 /// How the latest chunk of a side began, on a connection joined midway.
@@ -48,7 +51,25 @@ pub enum Found {
     /// HTTP/1 requests on the side of the chunk, from its beginning; nobody knows which
     /// responses are theirs.
     RequestsMidway,
-    Http2,
+    /// HTTP/2 from its beginning, with requests on this side. `bytes` came before the chunk on
+    /// its side, `answer` on the other; neither was read.
+    Http2 {
+        requests: Side,
+        bytes: Vec<u8>,
+        answer: Vec<u8>,
+    },
+    /// HTTP/2 from the client's preface on, with which the chunk begins; not all of the other
+    /// side was seen.
+    Http2Requests {
+        scan: Scan,
+    },
+    /// HTTP/2 joined midway, and what each side said, the chunk included, from the beginning of a
+    /// frame on.
+    Http2Midway {
+        requests: Side,
+        asked: Vec<u8>,
+        answered: Vec<u8>,
+    },
 }
 
 impl Opening {
@@ -68,12 +89,15 @@ impl Opening {
             counts.one(reason);
             *self = Self { midway: true, ..Self::default() };
         }
-        self.look_midway(side, piece.data, max)
+        self.look_midway(side, piece, max)
     }
 
     /// Bytes of memory beside the struct itself.
     pub fn heap_bytes(&self) -> usize {
-        self.read.bytes.capacity().saturating_add(self.write.bytes.capacity())
+        [&self.read, &self.write]
+            .into_iter()
+            .map(|end| end.bytes.capacity().saturating_add(end.scan.heap_bytes()))
+            .fold(0, usize::saturating_add)
     }
 
     /// The error is how a connection that did not begin with a request is counted.
@@ -115,29 +139,74 @@ impl Opening {
             Start::Request => {
                 Ok(Found::Requests { bytes: std::mem::take(own), answer: std::mem::take(other) })
             }
-            Start::Http2 => Ok(Found::Http2),
+            Start::Http2 => {
+                // A client begins with the preface, a server with a frame.
+                let is_server = own.first().or(piece.data.first()) == Some(&0);
+                let requests = if is_server { side.other() } else { side };
+                let (bytes, answer) = (std::mem::take(own), std::mem::take(other));
+                Ok(Found::Http2 { requests, bytes, answer })
+            }
+            Start::Frame => Err(Counter::JoinedMidway),
             Start::Other => Err(Counter::NotHttp),
         }
     }
 
-    fn look_midway(&mut self, side: Side, data: &[u8], max: usize) -> Found {
+    fn look_midway(&mut self, side: Side, piece: &Piece<'_>, max: usize) -> Found {
+        if let Some(found) = self.look_for_frames(side, piece, max) {
+            return found;
+        }
+        let data = piece.data;
         if data.is_empty() {
             return Found::Nothing;
         }
         let (own, other) = match side {
-            Side::Read => (&mut self.read, &self.write),
-            Side::Write => (&mut self.write, &self.read),
+            Side::Read => (&mut self.read, &mut self.write),
+            Side::Write => (&mut self.write, &mut self.read),
         };
         own.glimpse = match Start::of(without_empty_lines(data), 0, max) {
-            Start::Http2 => return Found::Http2,
+            Start::Http2 if data.starts_with(HTTP2_PREFACE) => {
+                return Found::Http2Requests { scan: std::mem::take(&mut other.scan) };
+            }
             Start::Response => Glimpse::Response,
             // Beside a side that does not speak as a server, this may be part of a body.
             Start::Request if other.glimpse != Glimpse::Other && begins_with_request_line(data) => {
                 return Found::RequestsMidway;
             }
-            Start::Request | Start::Short | Start::Other => Glimpse::Other,
+            Start::Request | Start::Short | Start::Http2 | Start::Frame | Start::Other => {
+                Glimpse::Other
+            }
         };
         Found::Nothing
+    }
+
+    /// HTTP/2 is certain when both sides have frames, and these tell which side asks.
+    fn look_for_frames(&mut self, side: Side, piece: &Piece<'_>, max: usize) -> Option<Found> {
+        match side {
+            Side::Read => self.read.scan.look(piece, max),
+            Side::Write => self.write.scan.look(piece, max),
+        };
+        let (read, write) = (&mut self.read.scan, &mut self.write.scan);
+        if !read.is_proven() || !write.is_proven() {
+            return None;
+        }
+        let requests = match (read.role(), write.role()) {
+            (Some(Role::Requests), Some(Role::Responses) | None)
+            | (None, Some(Role::Responses)) => Side::Read,
+            (Some(Role::Responses), Some(Role::Requests) | None) | (None, Some(Role::Requests)) => {
+                Side::Write
+            }
+            (None, None) => return None,
+            (Some(_), Some(_)) => {
+                (*read, *write) = Default::default();
+                return None;
+            }
+        };
+        let (read, write) = (read.take(), write.take());
+        let (asked, answered) = match requests {
+            Side::Read => (read, write),
+            Side::Write => (write, read),
+        };
+        Some(Found::Http2Midway { requests, asked, answered })
     }
 }
 
@@ -149,6 +218,8 @@ enum Start {
     Request,
     Response,
     Http2,
+    /// What may be a frame of HTTP/2.
+    Frame,
     Other,
 }
 
@@ -161,6 +232,7 @@ impl Start {
             // A server's first SETTINGS frame on stream 0 (RFC 9113, section 6.5).
             [0, _, _, 4, 0, 0, 0, 0, 0, ..] => return Self::Http2,
             [0, ..] if bytes.len() < 9 => return Self::Short,
+            [0, ..] if begins_like_a_frame(bytes) => return Self::Frame,
             _ => {}
         }
         if bytes.starts_with(HTTP2_PREFACE) {
@@ -183,7 +255,7 @@ impl Start {
 
 #[cfg(test)]
 mod tests {
-    use super::{Found, Opening, Start};
+    use super::{Found, Opening, Scan, Start};
     use crate::flow::Side::{Read, Write};
     use crate::flow::{Piece, Side};
     use crate::http::counts::{Counter, Counts};
@@ -204,6 +276,7 @@ mod tests {
             (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00", Start::Http2),
             (b"\x00\x00\x12\x04", Start::Short),
             (b"\x00\x00\x12\x05\x00\x00\x00\x00\x00\x00", Start::Other),
+            (b"\x00\x00\x04\x08\x00\x00\x00\x00\x01\x00", Start::Frame),
             (b" GET /", Start::Other),
             (b"{\"a\":1}", Start::Other),
             (b"\x16\x03\x01", Start::Other),
@@ -275,7 +348,7 @@ mod tests {
             ),
             (
                 &[(Write, 0, "\x01"), (Read, 0, "PRI * HTTP/2.0\r\n")],
-                Found::Http2,
+                Found::Http2Requests { scan: Scan::default() },
                 Counter::NotHttp,
             ),
         ];

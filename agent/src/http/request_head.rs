@@ -191,7 +191,7 @@ fn unfolded(value: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The target as text: what cannot stand in one is percent-encoded.
-fn target_text(target: &[u8]) -> String {
+pub fn target_text(target: &[u8]) -> String {
     use percent_encoding::{CONTROLS, percent_encode, utf8_percent_encode};
     const ENCODED: &percent_encoding::AsciiSet = &CONTROLS.add(b' ');
     let mut text = String::with_capacity(target.len());
@@ -229,7 +229,7 @@ fn split_target(target: &str, kind: MethodKind) -> (Option<&str>, String) {
 
 /// The host of `[userinfo@]host[:port]`; an IPv6 address keeps its brackets (RFC 3986,
 /// section 3.2).
-fn host_of(authority: &str) -> &str {
+pub fn host_of(authority: &str) -> &str {
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -140,6 +140,15 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_grpc_over_http_2_are_read() {
+        let call = GOOD.replace("\"x\":1", "\"proto\":\"h2\",\"grpc_status\":16");
+        let tx = read(call.as_bytes()).unwrap();
+        assert_eq!((tx.proto.as_str(), tx.grpc_status), ("h2", Some(16)));
+        let written = serde_json::to_string(&tx).unwrap();
+        assert_eq!(read(written.as_bytes()), Ok(tx));
+    }
+
+    #[test]
     fn bad_lines_are_explained_without_their_values() {
         for (line, why) in [
             ("{\"ts\":1}", "missing field `src`"),

@@ -28,6 +28,7 @@ pub const LAB: &[Tool] = &[
     tool("ip", "iproute2", "makes network namespaces"),
     tool("nginx", "nginx", "is the server under attack"),
     tool("curl", "curl", "is a real client"),
+    tool("h2load", "nghttp2-client", "is one of HTTP/2, with many streams"),
     tool("/usr/bin/python3", "python3", "is a second server on OpenSSL"),
 ];
 

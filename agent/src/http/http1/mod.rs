@@ -17,43 +17,19 @@ mod requests;
 mod responses;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
+use super::Ignore;
 use super::body::{Body, Skip};
-use super::counts::{Counter, Counts};
-use super::credential::CredentialKey;
+use super::context::{Context, Output};
+use super::counts::Counter;
 use super::exchange::Exchange;
 use super::head::HeadBuffer;
-use super::{Ignore, Settings};
-use crate::flow::{Chunk, Piece, Side};
+use crate::flow::{Piece, Side};
 use crate::time::Timestamp;
-use crate::transaction::{Direction, Transaction};
+use crate::transaction::Direction;
 
 /// A longer queue is given back when it is empty.
 const KEPT_QUEUE: usize = 8;
-
-/// What a connection works with and where its results go.
-pub struct Context<'a> {
-    pub settings: &'a Settings,
-    pub key: &'a CredentialKey,
-    /// Its time and addresses; the bytes come as a [`Piece`].
-    pub chunk: &'a Chunk<'a>,
-    /// JA4 of the connection's client.
-    pub ja4: Option<Arc<str>>,
-    pub output: Output<'a>,
-}
-
-pub struct Output<'a> {
-    pub counts: &'a mut Counts,
-    pub transactions: &'a mut Vec<Transaction>,
-}
-
-impl Output<'_> {
-    fn emit(&mut self, exchange: Exchange, now: Timestamp) {
-        self.counts.one(Counter::Transactions);
-        self.transactions.push(exchange.finish(now));
-    }
-}
 
 #[derive(Debug)]
 pub struct Http1 {

@@ -1,8 +1,9 @@
 //! The side of a connection that carries requests.
 
-use super::{Context, Exchange, Http1, Requests};
+use super::{Exchange, Http1, Requests};
 use crate::http::Ignore;
 use crate::http::body::Body;
+use crate::http::context::Context;
 use crate::http::counts::Counter;
 use crate::http::framing::{Malformed, MethodKind};
 use crate::http::head::Gathered;

@@ -1,8 +1,9 @@
 //! The side of a connection that carries responses.
 
-use super::{Context, Http1, Responses};
+use super::{Http1, Responses};
 use crate::http::Ignore;
 use crate::http::body::Body;
+use crate::http::context::Context;
 use crate::http::counts::Counter;
 use crate::http::framing::{Malformed, MethodKind};
 use crate::http::head::{Gathered, ResponseHead, parse_response};
@@ -62,6 +63,9 @@ impl Http1 {
             Err(malformed) => return self.malformed_response(malformed, cx),
         };
         let Some(mut exchange) = self.next_waiting() else { return Ok(()) };
+        if head.is_event_stream() {
+            cx.output.counts.one(Counter::EventStreams);
+        }
         exchange.answer(head, framing, cx.chunk.ts, cx.settings.body_excerpt);
 
         let connect = exchange.kind == MethodKind::Connect;

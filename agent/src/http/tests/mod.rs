@@ -1,6 +1,7 @@
 //! Tests of the whole stage: chunks in, transactions out.
 
 mod gaps;
+mod http2;
 mod properties;
 mod rules;
 mod seeds;

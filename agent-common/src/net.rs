@@ -20,6 +20,13 @@ impl Addr {
         [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])]
     }
 
+    /// First and last 64 bits as they lie in memory, for hashes: numbers would take a swap of bytes.
+    #[inline(always)]
+    pub const fn raw_halves(&self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+    }
+
     #[inline(always)]
     pub const fn from_halves(halves: [u64; 2]) -> Self {
         let [a, b, c, d, e, f, g, h] = halves[0].to_be_bytes();
@@ -55,14 +62,14 @@ impl FlowKey {
     /// The flow's place in tables that are addressed by hash. The seed is the installation's, so that
     /// no client can choose a place.
     pub const fn hash(&self, seed: [u64; 2]) -> u64 {
-        let (local, remote) = (self.local.halves(), self.remote.halves());
+        let (local, remote) = (self.local.raw_halves(), self.remote.raw_halves());
         let ports =
             (self.remote_port as u64) << 48 | (self.local_port as u64) << 32 | self.protocol as u64;
         flow_hash(remote, local, ports, seed)
     }
 }
 
-/// [`FlowKey::hash`] of the parts: addresses as [`Addr::halves`], and remote port, local port
+/// [`FlowKey::hash`] of the parts: addresses as [`Addr::raw_halves`], and remote port, local port
 /// and protocol in one word (16, 16 and 32 bits). The multipliers are odd and of no other meaning.
 #[inline(always)]
 pub const fn flow_hash(remote: [u64; 2], local: [u64; 2], ports: u64, seed: [u64; 2]) -> u64 {

@@ -221,11 +221,13 @@ fn conclude(assembly: *mut Assembly, outcome: u32) {
     }
     count(HelloCount::Fingerprinted);
     // SAFETY: nothing is read from it.
-    if unsafe { PC_FINGERPRINTS.get(fingerprint) }.is_some() {
+    let has_rules = unsafe { PC_FINGERPRINTS.get(fingerprint) }.is_some();
+    if has_rules {
         flows::open_gate(segment.hash, settings);
     }
-    // SAFETY: nothing is read from it.
-    if unsafe { PC_KNOWN.get(fingerprint) }.is_none() {
+    // Userspace learns new fingerprints, and closes the connections of those that are denied.
+    // SAFETY: as above.
+    if has_rules || unsafe { PC_KNOWN.get(fingerprint) }.is_none() {
         if may_report(flow, settings) {
             report::client_hello(assembly, flow, info);
         } else {

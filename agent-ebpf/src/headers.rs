@@ -108,6 +108,17 @@ impl Address {
         [a << 32 | b, c << 32 | d]
     }
 
+    /// [`Addr::raw_halves`].
+    #[inline(always)]
+    pub fn raw_halves(self) -> [u64; 2] {
+        let [a, b, c, d] = self.0.map(u64::from);
+        if cfg!(target_endian = "little") {
+            [a | b << 32, c | d << 32]
+        } else {
+            [a << 32 | b, c << 32 | d]
+        }
+    }
+
     #[inline(always)]
     pub fn from_halves(halves: [u64; 2]) -> Self {
         let [first, second] = halves;
@@ -188,7 +199,7 @@ impl Packet {
         let ports = u64::from(self.source_port) << 48
             | u64::from(self.port.number()) << 32
             | u64::from(self.port.protocol());
-        flow_hash(self.source.halves(), self.destination.halves(), ports, seed)
+        flow_hash(self.source.raw_halves(), self.destination.raw_halves(), ports, seed)
     }
 }
 

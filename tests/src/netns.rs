@@ -56,6 +56,12 @@ impl Lab {
     /// Makes a server host and `clients` client hosts. Namespaces are called
     /// `PREFIX-sSLOT-pPID-HOST`; what dead processes left under this prefix is removed first.
     pub fn new(prefix: &str, clients: usize) -> anyhow::Result<Self> {
+        Self::with_queues(prefix, clients, 1)
+    }
+
+    /// As [`Self::new`], with so many queues in each direction of every interface, as a network card has
+    /// one for each processor.
+    pub fn with_queues(prefix: &str, clients: usize, queues: usize) -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         ensure!(clients <= MAX_CLIENTS, "{clients} client hosts are more than {MAX_CLIENTS}");
         remains::sweep(prefix)?;
@@ -77,7 +83,8 @@ impl Lab {
         let remains = Remains::register(&name, namespaces.collect());
         // From here on, dropping the laboratory removes what there is of it.
         let lab = Self { name, server, clients, remains, _slot: slot };
-        lab.build(&switch).with_context(|| format!("cannot make the laboratory {}", lab.name))?;
+        lab.build(&switch, queues)
+            .with_context(|| format!("cannot make the laboratory {}", lab.name))?;
         Ok(lab)
     }
 
@@ -141,7 +148,7 @@ impl Lab {
         host.spawn(command, &self.dir().join(format!("{name}.log")))
     }
 
-    fn build(&self, switch: &str) -> anyhow::Result<()> {
+    fn build(&self, switch: &str, queues: usize) -> anyhow::Result<()> {
         let hosts = || self.clients.iter().chain([&self.server]);
         self.remains.make(|| {
             fs::create_dir(self.dir())?;
@@ -152,7 +159,7 @@ impl Lab {
         in_namespace(switch, || set_ipv6("disable_ipv6", 1))??;
         ip(Some(switch), "link add br0 type bridge forward_delay 0\nlink set br0 up\n")?;
         for host in hosts() {
-            host.build(switch)?;
+            host.build(switch, queues)?;
         }
         Ok(())
     }
@@ -175,10 +182,12 @@ impl Host {
         Self { namespace: format!("{lab}-{role}"), role: role.to_owned(), addresses }
     }
 
-    fn build(&self, switch: &str) -> anyhow::Result<()> {
+    fn build(&self, switch: &str, queues: usize) -> anyhow::Result<()> {
         let Self { namespace, role, .. } = self;
+        let queues = format!("numtxqueues {queues} numrxqueues {queues}");
         let link = format!(
-            "link add {INTERFACE} netns {namespace} type veth peer name {role} netns {switch}\n"
+            "link add {INTERFACE} netns {namespace} {queues} type veth peer name {role} netns {switch} \
+             {queues}\n"
         );
         ip(None, &link)?;
         ip(Some(switch), &format!("link set {role} master br0 up\n"))?;

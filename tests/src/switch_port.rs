@@ -49,6 +49,26 @@ impl PriorityTags {
     }
 }
 
+/// What the network stack sends to the server comes in by one of its queues, while this lives.
+pub struct OneQueue {
+    _program: OwnedFd,
+}
+
+impl OneQueue {
+    pub fn on_the_way_to_the_server(lab: &Lab, queue: usize) -> Result<Self> {
+        // `queue_mapping` of `__sk_buff`: one more than the queue it was received by, which it is sent
+        // by too (net/core/dev.c, `skb_tx_hash`).
+        const QUEUE_MAPPING: i16 = 12;
+        let choose = [
+            instruction(op::MOVE_IMM, 2, 0, 0, i32::try_from(queue)? + 1),
+            instruction(op::STORE_WORD, 1, 2, QUEUE_MAPPING, 0),
+            instruction(op::MOVE_IMM, 0, 0, 0, NEXT),
+            instruction(op::EXIT, 0, 0, 0, 0),
+        ];
+        Ok(Self { _program: attach(lab, &Program::tc(&choose)?, Hook::Egress)? })
+    }
+}
+
 fn attach(lab: &Lab, program: &Program, hook: Hook) -> Result<OwnedFd> {
     let port = CString::new(lab.switch_port())?;
     in_namespace(&lab.switch(), || {

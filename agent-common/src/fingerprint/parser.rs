@@ -186,7 +186,10 @@ impl Parser {
             let skipped = self.skip.min(end - self.at);
             self.skip -= skipped;
             self.advance(skipped);
-            return Progress::Going;
+            // What follows is mostly there too.
+            if self.at >= end || self.field == field::NONE {
+                return Progress::Going;
+            }
         }
         let first = u32::from(bytes.byte(self.at));
         if self.field >= field::MESSAGE_TYPE {

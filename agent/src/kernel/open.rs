@@ -1,6 +1,6 @@
 //! The policy as it is pinned: taken over by the next agent, or copied into maps of other sizes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,7 +104,7 @@ impl KernelPolicy {
             settings.features = before.features;
         });
         // So far it is empty, and by another seed.
-        self.rebuild_prefixes(|_| NO_RULE, &BTreeMap::new())?;
+        self.rebuild_prefixes(|_| NO_RULE, Vec::new())?;
         self.allowed.replace(old.allowed.nets().clone())?;
         self.scopes.copy_from(&old.scopes, &self.settings)?;
         self.subjects.copy_seen(&old.subjects)?;
@@ -167,10 +167,10 @@ impl KernelPolicy {
             moved.insert(*index, to);
             self.lists.insert(*id, to);
         }
-        let listed: BTreeMap<PrefixKey, u32> = (old.subjects.prefixes.entries().into_iter())
+        let listed: Vec<(PrefixKey, u32)> = (old.subjects.prefixes.entries().into_iter())
             .filter_map(|(key, rules)| Some((key, *moved.get(&rules.listed)?)))
             .collect();
-        Ok(self.rebuild_prefixes(|_| NO_RULE, &listed)?)
+        Ok(self.rebuild_prefixes(|_| NO_RULE, listed)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The policy maps behind the trait that `enforce` writes through.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ impl PolicyMaps for KernelPolicy {
             swept += 1;
         }
         if self.subjects.prefixes.are_gates_stale() {
-            self.rebuild_prefixes(|rules| rules.listed, &BTreeMap::new())?;
+            self.rebuild_prefixes(|rules| rules.listed, Vec::new())?;
         }
         if self.sweeps.is_multiple_of(SWEEPS_TO_TIDY) {
             self.subjects.tidy(self.sweeps / SWEEPS_TO_TIDY, &self.settings)?;
@@ -116,17 +116,16 @@ impl PolicyMaps for KernelPolicy {
     }
 
     fn set_lists(&mut self, lists: &[List]) -> Result<(), EnforceError> {
-        let mut listed = BTreeMap::new();
+        let mut listed = Vec::new();
         let mut kept = HashMap::new();
         for list in lists {
             let index = self.rule_of_list(&list.rule)?;
             kept.insert(list.rule.rule_id, index);
             for net in &list.networks {
-                // The first list that names it has the say.
-                listed.entry(prefix_key(*net)).or_insert(index);
+                listed.push((prefix_key(*net), index));
             }
         }
-        self.rebuild_prefixes(|_| NO_RULE, &listed)?;
+        self.rebuild_prefixes(|_| NO_RULE, listed)?;
         let gone: Vec<u32> = (self.lists.iter())
             .filter(|(id, _)| !kept.contains_key(*id))
             .map(|(_, index)| *index)
@@ -372,26 +371,33 @@ impl KernelPolicy {
         }
     }
 
-    /// Makes the set of prefixes anew: what `kept` leaves of the listed ones, and `listed`.
+    /// Makes the set of prefixes anew: what `kept` leaves of the listed ones, and `listed`. Where it names
+    /// a prefix more than once, the first has the say.
     pub(super) fn rebuild_prefixes(
         &mut self,
         kept: impl Fn(&PrefixRules) -> u32,
-        listed: &BTreeMap<PrefixKey, u32>,
+        listed: Vec<(PrefixKey, u32)>,
     ) -> Result<(), EnforceError> {
-        let mut all: BTreeMap<PrefixKey, PrefixRules> = (listed.iter())
-            .map(|(key, index)| (*key, PrefixRules { own: NO_RULE, listed: *index }))
-            .collect();
+        let listed = listed.into_iter();
+        let mut all: Vec<_> =
+            listed.map(|(key, listed)| (key, PrefixRules { own: NO_RULE, listed })).collect();
         for (key, rules) in self.subjects.prefixes.entries() {
             let rules = PrefixRules { own: rules.own, listed: kept(&rules) };
             if rules != PrefixRules::default() {
-                let merged = all.entry(key).or_default();
-                merged.own = rules.own;
-                if merged.listed == NO_RULE {
-                    merged.listed = rules.listed;
-                }
+                all.push((key, rules));
             }
         }
-        let all: Vec<_> = all.into_iter().collect();
+        // Those of one prefix stay in their order.
+        all.sort_by_key(|(key, _)| (key.addr.halves(), key.prefix_len));
+        all.dedup_by(|(key, rules), (first, of_all)| {
+            let is_same = key == first;
+            if is_same {
+                let or = |one, other| if one == NO_RULE { other } else { one };
+                of_all.own = or(of_all.own, rules.own);
+                of_all.listed = or(of_all.listed, rules.listed);
+            }
+            is_same
+        });
         let spare = self.capacity;
         Ok(self.subjects.prefixes.replace(&all, spare, &self.settings)?)
     }

@@ -58,7 +58,7 @@ impl PrefixTable {
         Ok(Self { data, buckets, seed })
     }
 
-    /// A table with all of `entries`, and room for `spare` more.
+    /// A table with all of `entries`, of different prefixes, and room for `spare` more.
     pub fn filled(
         entries: &[(PrefixKey, PrefixRules)],
         spare: u32,
@@ -70,7 +70,7 @@ impl PrefixTable {
             .context("more prefixes than a table can hold")?;
         let mut table = Self::create(capacity, seed)?;
         loop {
-            match entries.iter().try_for_each(|(key, rules)| table.insert(key, *rules)) {
+            match entries.iter().try_for_each(|(key, rules)| table.insert_new(key, *rules)) {
                 Ok(()) => return Ok(table),
                 Err(Crowded) => table = table.larger_and_empty()?,
             }
@@ -81,7 +81,7 @@ impl PrefixTable {
     pub fn grown(&self) -> Result<Self> {
         let entries = self.entries();
         let mut table = self.larger_and_empty()?;
-        while entries.iter().try_for_each(|(key, rules)| table.insert(key, *rules)).is_err() {
+        while entries.iter().try_for_each(|(key, rules)| table.insert_new(key, *rules)).is_err() {
             table = table.larger_and_empty()?;
         }
         Ok(table)
@@ -120,11 +120,18 @@ impl PrefixTable {
 
     /// Gives the prefix its rules, of which it must have one.
     pub fn insert(&mut self, key: &PrefixKey, rules: PrefixRules) -> Result<(), Crowded> {
-        let slot = Slot { said: Said::new(key.prefix_len, rules).0, halves: key.addr.halves() };
-        if let Some(place) = self.place_of(key) {
-            self.put(place, slot);
-            return Ok(());
+        match self.place_of(key) {
+            Some(place) => {
+                self.put(place, slot_of(key, rules));
+                Ok(())
+            }
+            None => self.insert_new(key, rules),
         }
+    }
+
+    /// As [`Self::insert`], for a prefix that is not there.
+    fn insert_new(&mut self, key: &PrefixKey, rules: PrefixRules) -> Result<(), Crowded> {
+        let slot = slot_of(key, rules);
         let (one, other) = self.buckets_of(&slot);
         if let Some(place) = self.room_in(one) {
             self.put(place, slot);
@@ -214,6 +221,10 @@ impl PrefixTable {
         }
         self.buckets.update(bucket, |bucket| bucket.slots[slot].said = said);
     }
+}
+
+fn slot_of(key: &PrefixKey, rules: PrefixRules) -> Slot {
+    Slot { said: Said::new(key.prefix_len, rules).0, halves: key.addr.halves() }
 }
 
 fn key_of(slot: &Slot) -> PrefixKey {

@@ -15,6 +15,7 @@ use crate::bench::wrk;
 use crate::netns::Lab;
 use crate::nginx::{Nginx, Options};
 use crate::packet::harness::Kernel;
+use crate::switch_port::OneQueue;
 
 /// Of the answers without a flood and without a filter.
 const KEPT: f64 = 0.90;
@@ -35,7 +36,10 @@ struct Measured {
 
 pub fn run(kernel: &mut Kernel, plan: Plan) -> Result<Vec<Case>> {
     ensure!(last_cpu()? != SERVED_BY, "a flood beside a server takes two processors");
-    let lab = Lab::new("pcbench", 1)?;
+    let lab = Lab::with_queues("pcbench", 1, last_cpu()? + 1)?;
+    // As a network card would do for the connections of one processor; a flood takes the queue of the one
+    // that sends it.
+    let _one_queue = OneQueue::on_the_way_to_the_server(&lab, SERVED_BY)?;
     let nginx = Nginx::start(&lab, &Options::default())?;
     nginx.workers().into_iter().try_for_each(|worker| wrk::pin(worker, SERVED_BY))?;
     let flood = Flood::prepare(&lab)?;

@@ -26,6 +26,10 @@ const IPPROTO_TCP: u16 = 6;
 const IPPROTO_MPTCP: u16 = 262;
 /// `TCP_CLOSE` of include/net/tcp_states.h.
 const TCP_CLOSE: i32 = 7;
+const EEXIST: i32 = 17;
+/// Flags of an insertion (include/uapi/linux/bpf.h).
+const ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
 
 /// Set by the loader from the running kernel's BTF.
 #[unsafe(no_mangle)]
@@ -70,10 +74,35 @@ pub fn used(ctx: &BtfTracePointContext) {
     {
         return;
     }
-    let sock = sock as *const u8;
+    follow(ctx, object, sock as *const u8, cookie, ANY);
+}
+
+/// The same for a TLS object that is known by its handshake, or was there before the probes, and
+/// has one socket in its life. The first that is used in its calls is the one: later ones can be
+/// other connections of the program's, which it uses while it is asked for a certificate.
+#[inline(always)]
+pub fn used_first(ctx: &BtfTracePointContext, object: TlsObject) {
+    // SAFETY: a map value stays readable while the program runs.
+    if unsafe { PC_CONNECTIONS.get(object) }.is_some() {
+        return;
+    }
+    let sock: *mut core::ffi::c_void = ctx.arg(0);
+    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    follow(ctx, object, sock as *const u8, cookie, BPF_NOEXIST);
+}
+
+#[inline(always)]
+fn follow(
+    ctx: &BtfTracePointContext,
+    object: TlsObject,
+    sock: *const u8,
+    cookie: u64,
+    replacing: u64,
+) {
     let Some(flow) = flow_of(sock) else { return };
     let id = if is_foreign(sock) { Connection::IGNORED } else { next_id() };
-    bind(ctx, object, cookie, flow, id);
+    bind(ctx, object, Connection { id, cookie, moved: [0; 2], flow }, replacing);
 }
 
 /// Whether the socket is in another network namespace than the only one to follow.
@@ -133,12 +162,15 @@ fn next_id() -> u64 {
 
 /// A TLS object has a new socket below it: a new connection begins.
 #[inline(always)]
-fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, flow: FlowKey, id: u64) {
-    let connection = Connection { id, cookie, moved: [0; 2], flow };
-    let owner = Owner { object, id };
-    if PC_CONNECTIONS.insert(object, connection, 0).is_err()
-        || PC_SOCKETS.insert(cookie, owner, 0).is_err()
-    {
+fn bind(ctx: &BtfTracePointContext, object: TlsObject, connection: Connection, replacing: u64) {
+    let owner = Owner { object, id: connection.id };
+    let cookie = connection.cookie;
+    let inserted = PC_CONNECTIONS.insert(object, connection, replacing);
+    if inserted == Err(-EEXIST) {
+        // Another thread was faster.
+        return;
+    }
+    if inserted.is_err() || PC_SOCKETS.insert(cookie, owner, 0).is_err() {
         report::lost(Loss::TableFull, 0);
         warn!(ctx, "no room for a connection of process {}", object.tgid);
     }

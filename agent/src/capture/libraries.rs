@@ -4,7 +4,7 @@
 //! that the files of containers are found as well. What a process names and maps is its own
 //! choice: nothing here trusts it further than to read a bounded piece of a regular file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
@@ -13,7 +13,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::read::ReadCache;
-use object::{Object, ObjectSection, ObjectSymbol};
+use object::{Object, ObjectSymbol};
+
+use super::programs;
 
 /// Longest ELF file whose symbols are read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
@@ -49,6 +51,11 @@ impl Stack {
             Self::Go => "Go",
             Self::Java => "Java",
         }
+    }
+
+    /// The problem of those that no probe is made for.
+    pub(super) fn not_seen(self) -> String {
+        format!("{}: its plaintext is not seen yet", self.name())
     }
 }
 
@@ -103,7 +110,7 @@ pub fn scan(proc: &Path, programs: bool) -> io::Result<Scan> {
     let mut libraries: Vec<_> =
         found.into_iter().filter_map(|(id, mappings)| identify(proc, &id, &mappings)).collect();
     if programs {
-        libraries.extend(scan_programs(proc, &libraries)?);
+        libraries.extend(programs::scan(proc, processes(proc)?, &libraries));
     }
     libraries.sort_by(|a, b| (&a.path, a.inode).cmp(&(&b.path, b.inode)));
     Ok(Scan { libraries, unreadable })
@@ -122,7 +129,10 @@ pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
 pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
     let file = open_regular(path)?;
     let meta = file.metadata()?;
-    let (stack, problem) = verdict(Stack::OtherLibSsl, file);
+    let (stack, problem) = match programs::go_verdict(&file) {
+        Some(problem) => (Stack::Go, problem),
+        None => verdict(Stack::OtherLibSsl, file),
+    };
     Ok(LibraryFile {
         path: path.to_owned(),
         mapped_as: path.to_owned(),
@@ -150,6 +160,10 @@ impl OpenLibrary {
         Ok(Self(file))
     }
 
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
     /// A path that leads this process to the file for as long as it is open.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
@@ -165,7 +179,7 @@ impl OpenLibrary {
 }
 
 /// Every process there is, in ascending order.
-fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
+pub(super) fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     Ok(fs::read_dir(proc)?.flatten().filter_map(pid).collect())
 }
@@ -311,7 +325,7 @@ impl Mapping {
     }
 }
 
-fn open_regular(path: &Path) -> io::Result<File> {
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     // Without O_NONBLOCK a named pipe in a container could hold the agent up.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let meta = file.metadata()?;
@@ -331,7 +345,7 @@ fn verdict(stack: Stack, file: File) -> (Stack, Option<String>) {
             }
             Err(error) => (Stack::OtherLibSsl, Some(format!("its symbols can't be read: {error}"))),
         },
-        other => (other, Some(format!("{}: its plaintext is not seen yet", other.name()))),
+        other => (other, Some(other.not_seen())),
     }
 }
 
@@ -348,52 +362,6 @@ fn lib_ssl(file: File) -> object::Result<bool> {
         .filter(|name| NEEDED.contains(name))
         .collect();
     Ok(names.len() == NEEDED.len())
-}
-
-/// Programs with TLS linked in. One that maps a TLS library as well is left to that.
-fn scan_programs(proc: &Path, libraries: &[LibraryFile]) -> io::Result<Vec<LibraryFile>> {
-    let known: BTreeSet<u32> = libraries.iter().flat_map(|lib| lib.pids.iter().copied()).collect();
-    let mut programs: HashMap<(u64, u64), Option<LibraryFile>> = HashMap::new();
-    for pid in processes(proc)? {
-        // A kernel thread has no program, and one that has ended needs no attention.
-        let link = proc.join(pid.to_string()).join("exe");
-        let Ok(meta) = fs::metadata(&link) else { continue };
-        if known.contains(&pid) {
-            continue;
-        }
-        let program = programs
-            .entry((meta.dev(), meta.ino()))
-            .or_insert_with(|| identify_program(&link, &meta));
-        if let Some(program) = program {
-            program.pids.push(pid);
-        }
-    }
-    Ok(programs.into_values().flatten().collect())
-}
-
-fn identify_program(link: &Path, meta: &fs::Metadata) -> Option<LibraryFile> {
-    let stack = program_stack(open_regular(link).ok()?).ok()??;
-    Some(LibraryFile {
-        path: link.to_owned(),
-        mapped_as: fs::read_link(link).unwrap_or_else(|_| link.to_owned()),
-        dev: meta.dev(),
-        inode: meta.ino(),
-        stack,
-        problem: Some(format!("{}: its plaintext is not seen yet", stack.name())),
-        pids: Vec::new(),
-    })
-}
-
-fn program_stack(file: File) -> object::Result<Option<Stack>> {
-    let cache = ReadCache::new(file);
-    let elf = object::File::parse(&cache)?;
-    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
-    if symbols.any(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(b"SSL_read")) {
-        return Ok(Some(Stack::StaticOpenSsl));
-    }
-    let mut sections = elf.sections();
-    let is_go = sections.any(|section| section.name_bytes() == Ok(b".go.buildinfo"));
-    Ok(is_go.then_some(Stack::Go))
 }
 
 #[cfg(test)]

@@ -19,14 +19,16 @@ use aya::{Btf, Ebpf};
 use aya_log::EbpfLogger;
 use portcullis_common::names::program;
 
+use super::go;
 use super::inventory::{FileId, Inventory};
-use super::libraries::{self, LibraryFile, OpenLibrary};
+use super::libraries::{self, LibraryFile, OpenLibrary, Scan, Stack};
+use super::programs::Programs;
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
 use crate::kernel::{self, SharedEbpf};
 
-/// Every entry program. All have the same return program; only that of `SSL_new` is another, and
-/// has no entry program.
+/// Every entry program for OpenSSL. All have the same return program; only that of `SSL_new` is
+/// another, and has no entry program.
 const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_HANDSHAKE,
     program::SSL_ENTER_READ,
@@ -35,6 +37,19 @@ const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_WRITE_EX,
     program::SSL_ENTER_WRITE_EX2,
 ];
+
+const GO: [&str; 5] = [
+    program::GO_ENTER_READ,
+    program::GO_ENTER_WRITE,
+    program::GO_ENTER_SHAKE,
+    program::GO_LEAVE,
+    program::GO_LEAVE_SHAKE,
+];
+
+/// Programs for Go and their tracepoints. Attached with the first program in Go, since they cost
+/// something whenever any socket is used.
+pub const GO_TRACEPOINTS: [(&str, &str); 2] =
+    [(program::GO_SOCK_SEND, program::SOCK_SEND), (program::GO_SOCK_RECV, program::SOCK_RECV)];
 
 /// The tracepoints that capture cannot do without; each program is called like its own.
 /// `sock_send_length` and `sock_recv_length` came with Linux 6.3.
@@ -84,7 +99,8 @@ pub struct State {
     pub probed: Vec<Probed>,
     /// Processes that were not looked at because too many started at once.
     pub looks_skipped: u64,
-    /// Libraries that were refused because too many have probes.
+    /// Libraries that were refused: too many have probes already, or this one is not as the probes
+    /// need it.
     pub libraries_refused: u64,
 }
 
@@ -120,6 +136,8 @@ impl Probes {
             proc,
             state: Arc::clone(&state),
             inventory: Inventory::new(),
+            programs: Programs::new(),
+            go_is_traced: false,
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
@@ -160,7 +178,8 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    for name in ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]) {
+    let openssl = ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]);
+    for name in openssl.chain(GO) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
@@ -170,16 +189,18 @@ fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
 
 fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs().context("can't read the kernel's BTF")?;
-    for name in TRACEPOINTS {
-        let tracepoint: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        tracepoint
-            .load(name, &btf)
-            .with_context(|| format!("the verifier refuses the program on {name}"))?;
-        tracepoint.attach().with_context(|| format!("can't attach to the tracepoint {name}"))?;
-    }
+    TRACEPOINTS.into_iter().try_for_each(|name| attach_tracepoint(ebpf, name, name, &btf))
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> Result<()> {
+    let program: &mut BtfTracePoint = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load(tracepoint, btf)
+        .with_context(|| format!("the verifier refuses the program {name}"))?;
+    program.attach().with_context(|| format!("can't attach to the tracepoint {tracepoint}"))?;
     Ok(())
 }
 
@@ -204,6 +225,9 @@ struct Attacher {
     proc: PathBuf,
     state: Arc<Mutex<State>>,
     inventory: Inventory<Links>,
+    programs: Programs,
+    /// [`GO_TRACEPOINTS`] are attached.
+    go_is_traced: bool,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
 }
@@ -251,21 +275,27 @@ impl Attacher {
                 looks.push_back(look);
                 continue;
             }
-            for library in libraries::scan_one(&self.proc, look.pid) {
-                self.consider(library, false);
-            }
+            let mut libraries = libraries::scan_one(&self.proc, look.pid);
+            libraries.extend(self.programs.of(&self.proc, [look.pid]));
+            libraries.into_iter().for_each(|library| self.consider(library, false));
             self.queue(looks, look.pid, look.round + 1);
         }
     }
 
     fn rescan(&mut self) {
-        match libraries::scan(&self.proc, false) {
+        match self.scan() {
             Ok(scan) => {
                 self.inventory.rescanned(&scan);
                 scan.libraries.into_iter().for_each(|library| self.consider(library, false));
             }
             Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
         }
+    }
+
+    fn scan(&mut self) -> std::io::Result<Scan> {
+        let mut scan = libraries::scan(&self.proc, false)?;
+        scan.libraries.extend(self.programs.of(&self.proc, libraries::processes(&self.proc)?));
+        Ok(scan)
     }
 
     fn attach_files(&mut self, extra: &[PathBuf]) {
@@ -295,12 +325,16 @@ impl Attacher {
     /// until the end, whether a process maps it or not.
     fn consider(&mut self, library: LibraryFile, kept: bool) {
         let id = id_of(&library);
-        if !library.supported() || self.inventory.sighted(id) {
+        let is_go = library.stack == Stack::Go;
+        if !library.supported() && !is_go || self.inventory.sighted(id) {
             return;
         }
         if self.inventory.len() >= MAX_LIBRARIES {
             lock(&self.state).libraries_refused += 1;
             return;
+        }
+        if !library.supported() {
+            return self.refuse(library);
         }
         let name = library.mapped_as.display();
         // It could be opened a moment ago, so this is no lasting obstacle: most likely the
@@ -309,7 +343,11 @@ impl Attacher {
             Ok(file) => file,
             Err(error) => return tracing::debug!("can't open {name}: {error}"),
         };
-        let problem = match self.attach(&file) {
+        let attached = match library.stack {
+            Stack::Go => self.attach_go(&file),
+            _ => self.attach_openssl(&file),
+        };
+        let problem = match attached {
             Ok(links) => {
                 tracing::info!("reading TLS in {name}");
                 self.inventory.insert(id, Some(links), kept);
@@ -325,34 +363,64 @@ impl Attacher {
         lock(&self.state).probed.push(Probed { library, problem });
     }
 
-    /// Attaches to all functions or none.
-    fn attach(&mut self, file: &OpenLibrary) -> Result<Links> {
-        let elf = file.read()?;
+    /// A program in Go that is not as the probes need it: told once, as long as it is there.
+    fn refuse(&mut self, library: LibraryFile) {
+        let name = library.mapped_as.display();
+        let problem = library.problem.clone();
+        tracing::warn!("can't attach to {name}: {}", problem.as_deref().unwrap_or_default());
+        self.inventory.insert(id_of(&library), None, false);
+        let mut state = lock(&self.state);
+        state.libraries_refused += 1;
+        state.probed.push(Probed { library, problem });
+    }
+
+    fn attach_openssl(&mut self, file: &OpenLibrary) -> Result<Links> {
+        let mut probes = Vec::new();
+        for site in sites::choose(&file.read()?, self.symbols_only)? {
+            // The return first: a call seen only at its return is no call at all.
+            if site.program != program::SSL_CREATED {
+                probes.push(Site { program: program::SSL_RETURN, ..site.clone() });
+            }
+            probes.push(site);
+        }
+        self.attach(file, probes)
+    }
+
+    fn attach_go(&mut self, file: &OpenLibrary) -> Result<Links> {
+        let probes = go::choose(file.file())?.context("it does not use crypto/tls")?;
+        if !self.go_is_traced {
+            let btf = Btf::from_sys_fs().context("can't read the kernel's BTF")?;
+            let ebpf = &mut self.ebpf.lock();
+            for (name, tracepoint) in GO_TRACEPOINTS {
+                attach_tracepoint(ebpf, name, tracepoint, &btf)?;
+            }
+            self.go_is_traced = true;
+        }
+        self.attach(file, probes)
+    }
+
+    /// Attaches all probes or none.
+    fn attach(&mut self, file: &OpenLibrary, probes: Vec<Site>) -> Result<Links> {
         let path = file.path();
         let mut links = Vec::new();
-        for site in sites::choose(&elf, self.symbols_only)? {
-            tracing::debug!("probing {} at {:#x}", site.function, site.offset);
-            // The return first: a call seen only at its return is no call at all.
-            let return_program =
-                (site.program != program::SSL_CREATED).then_some(program::SSL_RETURN);
-            for name in return_program.into_iter().chain([site.program]) {
-                match self.attach_at(&path, name, &site) {
-                    Ok(link) => links.push((name, link)),
-                    Err(error) => {
-                        self.detach(links);
-                        return Err(error);
-                    }
+        for probe in probes {
+            tracing::debug!("{} in {} at {:#x}", probe.program, probe.function, probe.offset);
+            match self.attach_at(&path, &probe) {
+                Ok(link) => links.push((probe.program, link)),
+                Err(error) => {
+                    self.detach(links);
+                    return Err(error);
                 }
             }
         }
         Ok(links)
     }
 
-    fn attach_at(&mut self, path: &Path, name: &str, site: &Site) -> Result<UProbeLinkId> {
+    fn attach_at(&mut self, path: &Path, site: &Site) -> Result<UProbeLinkId> {
         let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
-        uprobe(&mut self.ebpf.lock(), name)?
+        uprobe(&mut self.ebpf.lock(), site.program)?
             .attach(at, path, UProbeScope::AllProcesses)
-            .with_context(|| format!("{name} on {}", site.function))
+            .with_context(|| format!("{} on {}", site.program, site.function))
     }
 
     fn detach(&mut self, links: Links) {

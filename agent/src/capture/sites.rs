@@ -15,7 +15,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use portcullis_common::names::program;
 
-/// One probed function: the entry program, and the place of its first instruction.
+/// One probed function: the entry program, and the place of its first instruction. In Go also a
+/// place where the function returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     pub program: &'static str,

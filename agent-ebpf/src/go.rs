@@ -114,7 +114,7 @@ pub fn leave(ctx: &ProbeContext) {
     }
 }
 
-/// The handshake returns. A `Read` or `Write` around it goes on.
+/// The handshake has returned. A `Read` or `Write` around it goes on.
 #[inline(always)]
 pub fn leave_handshake(ctx: &ProbeContext) {
     let goroutine = goroutine(ctx);

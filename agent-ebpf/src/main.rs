@@ -153,7 +153,7 @@ pub fn go_leave(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// A `ret` of a handshake.
+/// A `ret` of what has called a handshake.
 #[uprobe]
 pub fn go_leave_shake(ctx: ProbeContext) -> u32 {
     go::leave_handshake(&ctx);

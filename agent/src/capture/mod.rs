@@ -8,3 +8,4 @@ pub mod libraries;
 pub mod probes;
 mod programs;
 pub mod sites;
+mod writes;

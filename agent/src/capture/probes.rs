@@ -24,6 +24,7 @@ use super::inventory::{FileId, Inventory};
 use super::libraries::{self, LibraryFile, OpenLibrary, Scan, Stack};
 use super::programs::Programs;
 use super::sites::{self, Site};
+use super::writes::Writes;
 use crate::config::{Capture, ProbeSites};
 use crate::kernel::{self, SharedEbpf};
 
@@ -112,7 +113,7 @@ impl State {
 
 /// The thread that attaches. Dropping it detaches everything.
 pub struct Probes {
-    requests: Option<SyncSender<u32>>,
+    requests: SyncSender<Request>,
     state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -131,6 +132,7 @@ impl Probes {
         attach_tracepoints(&mut ebpf.lock())?;
         let state = Arc::new(Mutex::new(State::default()));
         let (requests, received) = mpsc::sync_channel(MAX_LOOKS);
+        let wake = requests.clone();
         let mut attacher = Attacher {
             ebpf,
             proc,
@@ -138,6 +140,8 @@ impl Probes {
             inventory: Inventory::new(),
             programs: Programs::new(),
             go_is_traced: false,
+            // With no room in the queue, the thread is awake.
+            writes: Writes::start(move || drop(wake.try_send(Request::Wake)))?,
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
@@ -147,13 +151,12 @@ impl Probes {
             .name("probes".into())
             .spawn(move || attacher.run(&received))
             .context("can't start the probe thread")?;
-        Ok(Self { requests: Some(requests), state, thread: Some(thread) })
+        Ok(Self { requests, state, thread: Some(thread) })
     }
 
     /// A process has replaced its program.
     pub fn process_started(&self, pid: u32) {
-        let Some(requests) = &self.requests else { return };
-        if let Err(TrySendError::Full(_)) = requests.try_send(pid) {
+        if let Err(TrySendError::Full(_)) = self.requests.try_send(Request::Started(pid)) {
             lock(&self.state).looks_skipped += 1;
         }
     }
@@ -165,7 +168,8 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        drop(self.requests.take());
+        // Fails only when the thread has ended.
+        let _ = self.requests.send(Request::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -213,6 +217,15 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
 /// The probes of one file, each with its program.
 type Links = Vec<(&'static str, UProbeLinkId)>;
 
+/// What the thread is asked for.
+enum Request {
+    /// This process has replaced its program.
+    Started(u32),
+    /// [`Writes`] has something.
+    Wake,
+    Stop,
+}
+
 /// A look at a process that is still to come.
 struct Look {
     due: Instant,
@@ -228,12 +241,13 @@ struct Attacher {
     programs: Programs,
     /// [`GO_TRACEPOINTS`] are attached.
     go_is_traced: bool,
+    writes: Writes,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
 }
 
 impl Attacher {
-    fn run(mut self, requests: &Receiver<u32>) {
+    fn run(mut self, requests: &Receiver<Request>) {
         let mut looks: VecDeque<Look> = VecDeque::new();
         let mut next_rescan = Instant::now() + RESCAN;
         loop {
@@ -244,10 +258,11 @@ impl Attacher {
                 wait = Duration::ZERO;
             }
             match requests.recv_timeout(wait) {
-                Ok(pid) => self.queue(&mut looks, pid, 0),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Request::Started(pid)) => self.queue(&mut looks, pid, 0),
+                Ok(Request::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.forget_written();
             self.programs_log.flush();
             self.look_at_due(&mut looks);
             // One at a time: a process that starts meanwhile is not to wait for all of them.
@@ -311,14 +326,28 @@ impl Attacher {
     /// Takes the probes off one file that no process maps any more.
     fn forget_one_gone(&mut self) {
         let Some((id, links)) = self.inventory.take_gone() else { return };
-        self.detach(links.unwrap_or_default());
-        lock(&self.state).probed.retain(|probed| {
-            let is_gone = id_of(&probed.library) == id;
-            if is_gone {
-                tracing::info!("nothing uses {} any more", probed.library.mapped_as.display());
+        if let Some(name) = self.forget(id, links.unwrap_or_default()) {
+            tracing::info!("nothing uses {} any more", name.display());
+        }
+    }
+
+    /// Takes the probes off files that have changed. The next process that maps one gives it others.
+    fn forget_written(&mut self) {
+        for id in self.writes.take() {
+            let links = self.inventory.take(id).unwrap_or_default();
+            if let Some(name) = self.forget(id, links) {
+                tracing::info!("{} is written to: its probes are off", name.display());
             }
-            !is_gone
-        });
+        }
+    }
+
+    /// What the file was mapped as.
+    fn forget(&mut self, id: FileId, links: Links) -> Option<PathBuf> {
+        self.writes.forget(id);
+        self.detach(links);
+        let probed = &mut lock(&self.state).probed;
+        let index = probed.iter().position(|probed| id_of(&probed.library) == id)?;
+        Some(probed.remove(index).library.mapped_as)
     }
 
     /// Attaches to a library file that is supported and new. One that is `kept` has its probes
@@ -343,6 +372,10 @@ impl Attacher {
             Ok(file) => file,
             Err(error) => return tracing::debug!("can't open {name}: {error}"),
         };
+        // Before it is read.
+        if let Err(error) = self.writes.watch(&file.path(), id) {
+            tracing::warn!("can't watch {name}, so it must not be written to in place: {error}");
+        }
         let attached = match library.stack {
             Stack::Go => self.attach_go(&file),
             _ => self.attach_openssl(&file),
@@ -356,6 +389,7 @@ impl Attacher {
             Err(error) => {
                 let problem = format!("{error:#}");
                 tracing::warn!("can't attach to {name}: {problem}");
+                self.writes.forget(id);
                 self.inventory.insert(id, None, kept);
                 Some(problem)
             }

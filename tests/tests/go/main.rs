@@ -34,15 +34,12 @@ const THREADS: usize = 8;
 /// A program in Go on the server host, from its file's place in the laboratory.
 struct GoServer {
     path: PathBuf,
-    certs: Certs,
-    _process: Process,
+    process: Process,
 }
 
 impl GoServer {
     /// Starts it, and waits until it accepts connections.
-    fn start(lab: &Lab, path: PathBuf, mode: &str) -> Self {
-        let addresses = [lab.server().v4().into(), lab.server().v6().into()];
-        let certs = Certs::generate(lab.dir(), &[NAME], &addresses).expect("certificates");
+    fn start(lab: &Lab, certs: &Certs, path: PathBuf, mode: &str) -> Self {
         let mut command = Command::new(&path);
         command.args([mode, &format!(":{PORT}")]).arg(&certs.cert).arg(&certs.key);
         let mut process = lab.spawn(lab.server(), command, "go").expect("Go runs");
@@ -53,11 +50,7 @@ impl GoServer {
             })
         });
         listens.expect("it listens");
-        Self { path, certs, _process: process }
-    }
-
-    fn client(&self) -> Client {
-        Client::trusting(&self.certs.ca).expect("a client")
+        Self { path, process }
     }
 
     fn wait_until_read(&self, agent: &Agent<'_>) {
@@ -66,6 +59,14 @@ impl GoServer {
         wait::until(SOON, "the agent to find the program", is_read)
             .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     }
+}
+
+/// Of servers on the server host, and a client that trusts them.
+fn certs(lab: &Lab) -> (Certs, Client) {
+    let addresses = [lab.server().v4().into(), lab.server().v6().into()];
+    let certs = Certs::generate(lab.dir(), &[NAME], &addresses).expect("certificates");
+    let client = Client::trusting(&certs.ca).expect("a client");
+    (certs, client)
 }
 
 fn v4(lab: &Lab) -> SocketAddr {
@@ -137,9 +138,10 @@ fn everyone_is_known(program: &str, mode: &str) {
         REQUESTS + REQUESTS / 2
     );
     let agent = Agent::start(&lab, &config).expect("the agent");
-    let server = GoServer::start(&lab, copy(&lab, program), mode);
+    let (certs, client) = certs(&lab);
+    let server = GoServer::start(&lab, &certs, copy(&lab, program), mode);
     server.wait_until_read(&agent);
-    let sent = ask_from_everywhere(&lab, &server.client());
+    let sent = ask_from_everywhere(&lab, &client);
     assert!(sent >= 10_000);
 
     let all = |seen| seen >= sent as f64;
@@ -192,9 +194,9 @@ fn what_lies_on_a_stack_that_moves_is_read() {
 fn a_server_in_go_is_protected() {
     let lab = Lab::new(PREFIX, 2).expect("a laboratory");
     let mut agent = Agent::start(&lab, "").expect("the agent");
-    let server = GoServer::start(&lab, copy(&lab, "portcullis-lab-go-stripped"), "http");
+    let (certs, client) = certs(&lab);
+    let server = GoServer::start(&lab, &certs, copy(&lab, "portcullis-lab-go-stripped"), "http");
     server.wait_until_read(&agent);
-    let client = server.client();
     let guesses = guess(lab.client(0), &client, v4(&lab), MANY, |request| request);
     let guesses = guesses.expect("guesses");
     // The tenth answer may be lost with the connection, which the block closes.
@@ -224,6 +226,37 @@ fn requests_that_a_program_in_go_sends_are_seen() {
     assert_eq!(seen.expect("seen"), 30.0);
 }
 
+/// As `cp` does: a breakpoint of the earlier program in the midst of the new one crashes it, so the
+/// probes go when the file is written to.
+#[test]
+fn a_program_that_is_written_over_in_place_works_and_is_read() {
+    let lab = Lab::new(PREFIX, 1).expect("a laboratory");
+    let agent = Agent::start(&lab, "").expect("the agent");
+    let (certs, client) = certs(&lab);
+    let path = copy(&lab, "portcullis-lab-go-stripped");
+    let mut sent = 0.0;
+    for round in 0..3 {
+        let program = ["portcullis-lab-go-pie", "portcullis-lab-go-stripped"][round % 2];
+        let mut server = GoServer::start(&lab, &certs, path.clone(), "http");
+        let said = format!("reading TLS in {}", path.display());
+        let is_read = || Ok((agent.log().matches(&said).count() > round).then_some(()));
+        wait::until(SOON, "the agent to find the program", is_read).expect("found");
+        let answers = lab.client(0).run(|| {
+            let mut connection = client.connect(v4(&lab))?;
+            (0..20).map(|_| Ok(connection.request(&Request::get("/"))?.status)).collect()
+        });
+        let answers: Vec<u16> = answers.expect("answers");
+        assert_eq!(answers, [200; 20]);
+        sent += 20.0;
+        agent.wait_for_metric(SOON, TRANSACTIONS, |seen| seen == sent).expect("seen");
+        server.process.stop().expect("stopped");
+        fs::copy(programs::find(program).expect("a program in Go"), &path).expect("written over");
+        let said = format!("{} is written to: its probes are off", path.display());
+        let are_off = || Ok((agent.log().matches(&said).count() > round).then_some(()));
+        wait::until(SOON, "the probes to be taken off", are_off).expect("off");
+    }
+}
+
 /// Gives the handshakes names that no Go has given them yet, which the program does not notice.
 fn rename_handshakes(path: &Path) {
     let mut bytes = fs::read(path).expect("the program");
@@ -241,7 +274,8 @@ fn a_program_that_is_not_understood_is_refused_by_name() {
     let path = copy(&lab, "portcullis-lab-go-stripped");
     rename_handshakes(&path);
     let agent = Agent::start(&lab, "").expect("the agent");
-    let server = GoServer::start(&lab, path, "http");
+    let (certs, client) = certs(&lab);
+    let server = GoServer::start(&lab, &certs, path, "http");
     agent.wait_for_metric(SOON, REFUSED, |refused| refused == 1.0).expect("refused");
     let name = server.path.display().to_string();
     let doctor = agent.command("doctor", &[]).expect("doctor");
@@ -249,8 +283,7 @@ fn a_program_that_is_not_understood_is_refused_by_name() {
     let line = doctor.lines().find(|line| line.contains(&name));
     assert!(line.is_some_and(|line| line.contains("Go: it has no handshake")), "{doctor}");
     // It serves as before, and nothing is seen of it.
-    let answer =
-        lab.client(0).run(|| server.client().connect(v4(&lab))?.request(&Request::get("/")));
+    let answer = lab.client(0).run(|| client.connect(v4(&lab))?.request(&Request::get("/")));
     assert_eq!(answer.expect("an answer").status, 200);
     assert!(agent.log().contains("can't attach to"), "{}", agent.log());
     assert_eq!(agent.metric(TRANSACTIONS).expect("metrics"), Some(0.0));

@@ -22,29 +22,18 @@ use self::program::Program;
 pub use self::program::has_table;
 use super::sites::Site;
 
-/// A method of `*tls.Conn` and what probes it.
-struct Method {
-    symbol: &'static str,
-    enter: &'static str,
-    leave: &'static str,
-}
-
-const fn method(symbol: &'static str, enter: &'static str, leave: &'static str) -> Method {
-    Method { symbol, enter, leave }
-}
-
-/// The first two move plaintext. The others come once in the life of a connection, and show its
-/// socket before any moves; the probes rely on that.
-const METHODS: [Method; 4] = [
-    method("crypto/tls.(*Conn).Read", name::GO_ENTER_READ, name::GO_LEAVE),
-    method("crypto/tls.(*Conn).Write", name::GO_ENTER_WRITE, name::GO_LEAVE),
-    method("crypto/tls.(*Conn).clientHandshake", name::GO_ENTER_SHAKE, name::GO_LEAVE_SHAKE),
-    method("crypto/tls.(*Conn).serverHandshake", name::GO_ENTER_SHAKE, name::GO_LEAVE_SHAKE),
-];
-
-/// What calls the handshakes, of which `tls.Client` and `tls.Server` make function values.
-const CALLERS: [&str; 2] =
-    ["crypto/tls.(*Conn).clientHandshake-fm", "crypto/tls.(*Conn).serverHandshake-fm"];
+/// Methods of `*tls.Conn` that move plaintext.
+const READ: &str = "crypto/tls.(*Conn).Read";
+const WRITE: &str = "crypto/tls.(*Conn).Write";
+/// Those that come once in the life of a connection, and show its socket before any plaintext
+/// moves; the probes rely on that.
+const CLIENT: &str = "crypto/tls.(*Conn).clientHandshake";
+const SERVER: &str = "crypto/tls.(*Conn).serverHandshake";
+/// The function values that `tls.Client` and `tls.Server` make of them, through which they are
+/// called. They return in one place each, which is where the handshakes' returns are probed: the
+/// kernel takes a tenth of a second to take one probe off.
+const BY_CLIENT: &str = "crypto/tls.(*Conn).clientHandshake-fm";
+const BY_SERVER: &str = "crypto/tls.(*Conn).serverHandshake-fm";
 
 /// The sites of a program in Go; `None` when it moves nothing through `crypto/tls`.
 ///
@@ -53,55 +42,72 @@ const CALLERS: [&str; 2] =
 pub fn choose(file: &File) -> Result<Option<Vec<Site>>> {
     let cache = ReadCache::new(file);
     let program = Program::open(&cache)?;
-    let [read, write, client, server, of_client, of_server] = program.find([
-        METHODS[0].symbol,
-        METHODS[1].symbol,
-        METHODS[2].symbol,
-        METHODS[3].symbol,
-        CALLERS[0],
-        CALLERS[1],
-    ])?;
+    let [read, write, client, server, by_client, by_server] =
+        program.find([READ, WRITE, CLIENT, SERVER, BY_CLIENT, BY_SERVER])?;
     if read.is_none() && write.is_none() {
         return Ok(None);
     }
     ensure!(client.is_some() || server.is_some(), "it has no handshake in crypto/tls");
-    must_call(&program, of_client, client.as_ref())?;
-    must_call(&program, of_server, server.as_ref())?;
     let mut sites = Vec::new();
-    for (method, range) in METHODS.iter().zip([read, write, client, server]) {
-        if let Some(range) = range {
-            sites.extend(method_sites(&program, method, range).context(method.symbol)?);
-        }
+    for (function, range, enter) in
+        [(READ, read, name::GO_ENTER_READ), (WRITE, write, name::GO_ENTER_WRITE)]
+    {
+        let Some(range) = range else { continue };
+        let code = program.function(range).context(function)?;
+        leave(&program, function, &code, name::GO_LEAVE, &mut sites).context(function)?;
+        enter_at(&program, function, &code, enter, &mut sites).context(function)?;
+    }
+    for (function, range, by) in [(CLIENT, client, by_client), (SERVER, server, by_server)] {
+        handshake(&program, function, range, by, &mut sites).context(function)?;
     }
     Ok(Some(sites))
 }
 
 /// A compiler that is led by a profile can put a handshake into its caller: then no probe would see
 /// it, and a new connection could be taken for an earlier one at its address.
-fn must_call(
+fn handshake(
     program: &Program,
+    function: &'static str,
+    range: Option<Range<u64>>,
     caller: Option<Range<u64>>,
-    handshake: Option<&Range<u64>>,
+    sites: &mut Vec<Site>,
 ) -> Result<()> {
-    let Some(caller) = caller else { return Ok(()) };
-    let calls = match handshake {
-        Some(handshake) => program.function(caller)?.calls(handshake.start),
-        None => false,
+    if range.is_none() && caller.is_none() {
+        return Ok(());
+    }
+    let (Some(range), Some(caller)) = (range, caller) else {
+        bail!("it is not a function of its own with one caller");
     };
-    ensure!(calls, "a handshake of crypto/tls is not a function of its own");
+    let caller = program.function(caller)?;
+    ensure!(caller.calls(range.start), "its caller does not call it");
+    leave(program, function, &caller, name::GO_LEAVE_SHAKE, sites)?;
+    enter_at(program, function, &program.function(range)?, name::GO_ENTER_SHAKE, sites)
+}
+
+/// Before the entry: a call seen only at its return is no call at all.
+fn leave(
+    program: &Program,
+    function: &'static str,
+    code: &Function,
+    by: &'static str,
+    sites: &mut Vec<Site>,
+) -> Result<()> {
+    for at in code.returns()? {
+        sites.push(site(program, by, function, at, false)?);
+    }
     Ok(())
 }
 
-/// The returns first: a call seen only at its return is no call at all.
-fn method_sites(program: &Program, method: &Method, range: Range<u64>) -> Result<Vec<Site>> {
-    let function: Function = program.function(range)?;
-    let entry = function.entry()?;
-    let mut sites = Vec::new();
-    for at in function.returns()? {
-        sites.push(site(program, method.leave, method.symbol, at, false)?);
-    }
-    sites.push(site(program, method.enter, method.symbol, entry.at, entry.cheap)?);
-    Ok(sites)
+fn enter_at(
+    program: &Program,
+    function: &'static str,
+    code: &Function,
+    by: &'static str,
+    sites: &mut Vec<Site>,
+) -> Result<()> {
+    let entry = code.entry()?;
+    sites.push(site(program, by, function, entry.at, entry.cheap)?);
+    Ok(())
 }
 
 fn site(

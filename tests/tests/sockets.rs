@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use portcullis_tests::agent::Agent;
+use portcullis_tests::capture::Capture;
 use portcullis_tests::certs::Certs;
 use portcullis_tests::client::{Client, Request};
 use portcullis_tests::netns::{Host, Lab};
@@ -15,7 +16,6 @@ use portcullis_tests::wait;
 const PREFIX: &str = "pcx-socks";
 const PORT: u16 = 8443;
 const TRANSACTIONS: &str = "portcullis_transactions_total";
-const NO_SOCKET: &str = "portcullis_lost_bytes_total{loss=\"no_socket\"}";
 /// Debian's own Python, which uses the system's OpenSSL.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -124,7 +124,7 @@ with context.wrap_socket(plain, server_hostname=address) as tls:
 #[test]
 fn a_tls_object_in_the_place_of_another_has_not_its_socket() {
     let lab = Lab::new(PREFIX, 2).expect("a laboratory");
-    let agent = Agent::start(&lab, "").expect("the agent");
+    let capture = Capture::start(&lab).expect("the probes");
     let certs = certs(&lab);
     let _python = serve(&lab, REUSE, &certs);
     let client = Client::trusting(&certs.ca).expect("a client");
@@ -132,17 +132,27 @@ fn a_tls_object_in_the_place_of_another_has_not_its_socket() {
     let ask = |host: &Host| {
         host.run(|| {
             let mut connection = client.connect(server)?;
-            let answer = connection.request(&Request::get("/"))?;
+            let path = format!("/{}", connection.local_address()?);
+            let answer = connection.request(&Request::get(&path))?;
             assert_eq!(answer.status, 200);
             Ok(connection)
         })
     };
     let _first = ask(lab.client(0)).expect("an answer");
-    agent.wait_for_metric(SOON, TRANSACTIONS, |seen| seen == 1.0).expect("the first");
+    let reads = |least| {
+        let reads = capture.reads(server);
+        Ok((reads.len() >= least).then_some(reads))
+    };
+    wait::until(SOON, "the first", || reads(1)).expect("the first");
     let _second = ask(lab.client(1)).expect("an answer");
-    // The second one's sender is unknown, and not the first one.
-    agent.wait_for_metric(SOON, NO_SOCKET, |lost| lost > 0.0).expect("unknown");
-    assert_eq!(agent.metric(TRANSACTIONS).expect("metrics"), Some(1.0));
+    // The second one's sender may be unknown yet, but is not the first one.
+    let counted = wait::until(SOON, "the second", || {
+        Ok(reads(2)?.is_some().then_some(()).or((capture.without_socket()? > 0).then_some(())))
+    });
+    counted.expect("seen or counted");
+    for read in capture.reads(server) {
+        assert_eq!(read.sender(), Some(read.client));
+    }
 }
 
 #[test]

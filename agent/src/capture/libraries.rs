@@ -94,7 +94,7 @@ pub fn scan(proc: &Path, programs: bool) -> io::Result<Scan> {
     let mut found: BTreeMap<FileId, Vec<Mapping>> = BTreeMap::new();
     let mut unreadable = 0;
     for pid in processes(proc)? {
-        let Process { libraries, denied } = scan_process(proc, pid);
+        let Process { libraries, denied } = scan_process(proc, pid, &stack_of_path);
         unreadable += usize::from(denied);
         for (id, mapping) in libraries {
             found.entry(id).or_default().push(mapping);
@@ -111,8 +111,24 @@ pub fn scan(proc: &Path, programs: bool) -> io::Result<Scan> {
 
 /// The TLS libraries of one process, as of this moment. Empty when it has ended.
 pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
-    let libraries = scan_process(proc, pid).libraries.into_iter();
+    let libraries = scan_process(proc, pid, &stack_of_path).libraries.into_iter();
     libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping])).collect()
+}
+
+/// The files of one process that records can leave the TLS library by: those with libcrypto in
+/// them, by their names.
+pub fn crypto_files(proc: &Path, pid: u32) -> Vec<(PathBuf, OpenLibrary)> {
+    let is_crypto = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| has_stem(name, "libcrypto")).then_some(Stack::OtherLibSsl)
+    };
+    let files = scan_process(proc, pid, &is_crypto).libraries.into_iter();
+    files
+        .filter_map(|((_, inode), mapping)| {
+            let (_, file) = mapping.open(proc, inode).ok()?;
+            Some((mapping.path, OpenLibrary(file)))
+        })
+        .collect()
 }
 
 /// A library file by its path, whoever maps it.
@@ -189,7 +205,8 @@ struct Process {
     denied: bool,
 }
 
-fn scan_process(proc: &Path, pid: u32) -> Process {
+/// The files that `wanted` sees something in, by their paths.
+fn scan_process(proc: &Path, pid: u32, wanted: &dyn Fn(&Path) -> Option<Stack>) -> Process {
     let file = match File::open(proc.join(pid.to_string()).join("maps")) {
         Ok(file) => file,
         Err(error) => {
@@ -210,7 +227,7 @@ fn scan_process(proc: &Path, pid: u32) -> Process {
                 break;
             }
         }
-        if let Some((id, mapping)) = parse_mapping(pid, &line) {
+        if let Some((id, mapping)) = parse_mapping(pid, &line, wanted) {
             process.libraries.entry(id).or_insert(mapping);
         }
     }
@@ -218,13 +235,17 @@ fn scan_process(proc: &Path, pid: u32) -> Process {
 }
 
 /// Reads a line like `7f00-7f10 r-xp 00000000 fe:01 4711      /usr/lib/libssl.so.3 (deleted)`.
-fn parse_mapping(pid: u32, line: &[u8]) -> Option<(FileId, Mapping)> {
+fn parse_mapping(
+    pid: u32,
+    line: &[u8],
+    wanted: &dyn Fn(&Path) -> Option<Stack>,
+) -> Option<(FileId, Mapping)> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let slash = line.iter().position(|&byte| byte == b'/')?;
     let (fields, name) = line.split_at_checked(slash)?;
     let stripped = name.strip_suffix(b" (deleted)");
     let path = Path::new(std::ffi::OsStr::from_bytes(stripped.unwrap_or(name)));
-    let stack = stack_of_name(path.file_name()?.to_str()?)?;
+    let stack = wanted(path)?;
     let mut fields = str::from_utf8(fields).ok()?.split_ascii_whitespace();
     let range = fields.next()?.to_owned();
     let dev = fields.nth(2)?.to_owned();
@@ -233,13 +254,21 @@ fn parse_mapping(pid: u32, line: &[u8]) -> Option<(FileId, Mapping)> {
     Some(((dev, inode), Mapping { pid, range, path, deleted: stripped.is_some(), stack }))
 }
 
+fn stack_of_path(path: &Path) -> Option<Stack> {
+    stack_of_name(path.file_name()?.to_str()?)
+}
+
+/// Whether a file name is that of `library` in some version. Wheels and similar packages add a hash
+/// to it: `libssl-3e69114b.so.3`.
+fn has_stem(name: &str, library: &str) -> bool {
+    let stem = name.split_once(".so").map(|(stem, _)| stem);
+    let rest = stem.and_then(|stem| stem.strip_prefix(library));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
 /// What a library of this name holds at first sight.
 fn stack_of_name(name: &str) -> Option<Stack> {
-    let (stem, _) = name.split_once(".so")?;
-    // Wheels and similar packages add a hash to the name: `libssl-3e69114b.so.3`.
-    let is = |library: &str| {
-        stem.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
+    let is = |library: &str| has_stem(name, library);
     if is("libssl") {
         Some(Stack::OtherLibSsl)
     } else if is("libgnutls") {

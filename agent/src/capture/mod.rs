@@ -1,6 +1,7 @@
 //! Where plaintext comes from: the TLS libraries that processes map, the probes in them, and
 //! the events that the probes send.
 
+mod carriers;
 pub mod events;
 mod inventory;
 pub mod libraries;

@@ -30,26 +30,74 @@ pub struct Site {
 /// An exported function and what probes it.
 struct Function {
     symbol: &'static str,
+    /// What to call the function behind it.
+    internal: &'static str,
     program: &'static str,
     required: bool,
 }
 
-const HANDSHAKE: Function =
-    Function { symbol: "SSL_do_handshake", program: program::SSL_ENTER_HANDSHAKE, required: true };
+const HANDSHAKE: Function = Function {
+    symbol: "SSL_do_handshake",
+    internal: "",
+    program: program::SSL_ENTER_HANDSHAKE,
+    required: true,
+};
 
 /// Probed at its return only.
-const NEW: Function = Function { symbol: "SSL_new", program: program::SSL_CREATED, required: true };
+const NEW: Function =
+    Function { symbol: "SSL_new", internal: "", program: program::SSL_CREATED, required: true };
 
 const READ: [Function; 2] = [
-    Function { symbol: "SSL_read", program: program::SSL_ENTER_READ, required: true },
-    Function { symbol: "SSL_read_ex", program: program::SSL_ENTER_READ_EX, required: true },
+    Function {
+        symbol: "SSL_read",
+        internal: "internal function of SSL_read",
+        program: program::SSL_ENTER_READ,
+        required: true,
+    },
+    Function {
+        symbol: "SSL_read_ex",
+        internal: "internal function of SSL_read",
+        program: program::SSL_ENTER_READ_EX,
+        required: true,
+    },
 ];
 
 /// The last came with OpenSSL 3.3.
 const WRITE: [Function; 3] = [
-    Function { symbol: "SSL_write", program: program::SSL_ENTER_WRITE, required: true },
-    Function { symbol: "SSL_write_ex", program: program::SSL_ENTER_WRITE_EX, required: true },
-    Function { symbol: "SSL_write_ex2", program: program::SSL_ENTER_WRITE_EX2, required: false },
+    Function {
+        symbol: "SSL_write",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE,
+        required: true,
+    },
+    Function {
+        symbol: "SSL_write_ex",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE_EX,
+        required: true,
+    },
+    Function {
+        symbol: "SSL_write_ex2",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE_EX2,
+        required: false,
+    },
+];
+
+/// In libcrypto; required in that of a process that carries ciphertext itself.
+const CARRY: [Function; 2] = [
+    Function {
+        symbol: "BIO_write",
+        internal: "internal function of BIO_write",
+        program: program::BIO_WRITTEN,
+        required: true,
+    },
+    Function {
+        symbol: "BIO_write_ex",
+        internal: "internal function of BIO_write",
+        program: program::BIO_WRITTEN,
+        required: true,
+    },
 ];
 
 /// Longest function that is looked into, in bytes.
@@ -71,6 +119,17 @@ pub fn choose(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
         }
     }
     Ok(sites)
+}
+
+/// Where records leave the library of a process that carries them itself; all have the same
+/// program, whose arguments are the same in all of them.
+///
+/// # Errors
+/// When `elf` is not a library that exports the functions.
+pub fn choose_carry(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
+    let image = Image::of(elf)?;
+    let internal = if symbols_only { None } else { image.internal_site(&CARRY) };
+    internal.map_or_else(|| image.symbol_sites(&CARRY), |site| Ok(vec![site]))
 }
 
 struct Image<'a> {
@@ -134,11 +193,7 @@ impl<'a> Image<'a> {
         Some(Site {
             program: function.program,
             offset: self.file_offset(*address)?,
-            function: if function.symbol.starts_with("SSL_read") {
-                "internal function of SSL_read"
-            } else {
-                "internal function of SSL_write"
-            },
+            function: function.internal,
             cheap: true,
         })
     }
@@ -272,6 +327,16 @@ mod tests {
         assert_eq!(programs, expected);
         assert!(sites[2..].iter().all(|site| site.cheap), "{sites:?}");
         assert_ne!(sites[2].offset, sites[3].offset);
+    }
+
+    #[test]
+    fn records_leave_by_one_internal_function() {
+        let elf = std::fs::read("/usr/lib/x86_64-linux-gnu/libcrypto.so.3").expect("libssl3");
+        let [site] = &choose_carry(&elf, false).unwrap()[..] else { panic!("more than one site") };
+        assert!(site.cheap && site.function == "internal function of BIO_write", "{site:?}");
+        let functions: Vec<_> =
+            choose_carry(&elf, true).unwrap().iter().map(|site| site.function).collect();
+        assert_eq!(functions, ["BIO_write", "BIO_write_ex"]);
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn odd_lines_are_passed_over() {
         b"7f00-7f10 r--p 0 fe:01 5 /\xff\xfe",
         b"7f00-7f10 r--p 0 fe:01 5 /",
     ] {
-        assert!(parse_mapping(1, line).is_none(), "{}", line.escape_ascii());
+        assert!(parse_mapping(1, line, &stack_of_path).is_none(), "{}", line.escape_ascii());
     }
 }
 

@@ -1,0 +1,165 @@
+//! Is each request its sender's where the program carries the ciphertext itself, between its
+//! sockets and the TLS library, with many connections on one thread?
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::thread;
+
+use portcullis_tests::capture::Capture;
+use portcullis_tests::certs::Certs;
+use portcullis_tests::client::{Client, Connection, Request};
+use portcullis_tests::netns::Lab;
+use portcullis_tests::nginx::NAME;
+use portcullis_tests::process::Process;
+use portcullis_tests::scenario::SOON;
+use portcullis_tests::wait;
+
+const PREFIX: &str = "pcx-carry";
+const PORT: u16 = 8443;
+/// Client hosts, each with as many addresses of either family.
+const HOSTS: usize = 8;
+const ADDRESSES: u16 = 40;
+/// Connections of each host, and the requests on each.
+const KEPT: (u16, usize) = (100, 10);
+const SHORT: (u16, usize) = (260, 1);
+
+/// Debian's own Python, which uses the system's OpenSSL.
+const ASYNCIO: &str = r#"
+import asyncio, socket, ssl, sys
+port, cert, key = sys.argv[1:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(cert, key)
+async def serve(reader, writer):
+    try:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}\n")
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+        writer.close()
+async def main():
+    both = {"family": socket.AF_INET6, "dualstack_ipv6": True, "backlog": 500}
+    listener = socket.create_server(("::", int(port)), **both)
+    server = await asyncio.start_server(serve, sock=listener, ssl=context)
+    print("ready", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"#;
+
+#[test]
+fn each_request_to_asyncio_is_its_senders() {
+    each_request_is_its_senders(|lab, certs| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", ASYNCIO, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
+        lab.spawn(lab.server(), command, "asyncio").expect("Python")
+    });
+}
+
+fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
+    let lab = Lab::new(PREFIX, HOSTS).expect("a laboratory");
+    for host in 0..HOSTS {
+        lab.client(host).add_addresses(ADDRESSES).expect("addresses");
+    }
+    let certs = Certs::generate(lab.dir(), &[NAME], &[lab.server().v4().into()]);
+    let certs = certs.expect("certificates");
+    let mut process = serve(&lab, &certs);
+    let listens = wait::until(SOON, "the server to listen", || {
+        process.must_run()?;
+        Ok(process.log().contains("ready").then_some(()))
+    });
+    listens.expect("it listens");
+    let scene = Scene { lab: &lab, client: Client::trusting(&certs.ca).expect("a client") };
+
+    // Opened before the probes are there.
+    let mut early = lab.client(0).run(|| scene.connect(0, 0)).expect("a connection");
+    scene.ask(&mut early).expect("an answer");
+    let capture = Capture::start(&lab).expect("the probes");
+    let mut asked = 0;
+    let found = wait::until(SOON, "the connection to be known", || {
+        scene.ask(&mut early)?;
+        asked += 1;
+        Ok((!scene.seen(&capture).is_empty()).then_some(()))
+    });
+    found.expect("known from one of its next records on");
+    let unknown = capture.without_socket().expect("counters");
+    assert!(unknown > 0, "{asked} requests");
+
+    let scene = &scene;
+    let sent: usize = thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..HOSTS).map(|host| scope.spawn(move || scene.ask_all(host))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+    });
+    assert!(sent >= 10_000);
+    let all = sent + scene.seen(&capture).iter().filter(|seen| is_early(seen, &early)).count();
+    let complete =
+        wait::until(
+            SOON,
+            "every request",
+            || Ok((scene.seen(&capture).len() >= all).then_some(())),
+        );
+    let seen = scene.seen(&capture);
+    let wrong: Vec<_> = seen.iter().filter(|(said, asked_by)| said != asked_by).collect();
+    assert_eq!(wrong, Vec::<&(SocketAddr, SocketAddr)>::new());
+    let lost = (capture.without_socket().expect("counters") - unknown, capture.lost().unwrap());
+    complete.unwrap_or_else(|error| panic!("{error}: {} of {all}, lost {lost:?}", seen.len()));
+    assert_eq!(seen.len(), all, "none twice");
+    let clients: HashSet<IpAddr> = seen.iter().map(|(said, _)| said.ip()).collect();
+    assert_eq!(clients.len(), HOSTS * usize::from(ADDRESSES) * 2);
+}
+
+fn is_early((_, asked_by): &(SocketAddr, SocketAddr), early: &Connection) -> bool {
+    early.local_address().is_ok_and(|address| address == *asked_by)
+}
+
+struct Scene<'lab> {
+    lab: &'lab Lab,
+    client: Client,
+}
+
+impl Scene<'_> {
+    /// From the address of that number, over IPv4 where it is even.
+    fn connect(&self, host: usize, number: u16) -> anyhow::Result<Connection> {
+        let (server, host) = (self.lab.server(), self.lab.client(host));
+        let (to, from): (IpAddr, IpAddr) = match number % 2 {
+            0 => (server.v4().into(), host.nth_v4(number / 2 % ADDRESSES).into()),
+            _ => (server.v6().into(), host.nth_v6(number / 2 % ADDRESSES).into()),
+        };
+        self.client.clone().from(from).connect(SocketAddr::new(to, PORT))
+    }
+
+    /// A request that says where it comes from.
+    fn ask(&self, connection: &mut Connection) -> anyhow::Result<()> {
+        let path = format!("/{}", connection.local_address()?);
+        let answer = connection.request(&Request::get(&path))?;
+        anyhow::ensure!(answer.status == 200, "{}", answer.status);
+        Ok(())
+    }
+
+    /// How many requests were answered.
+    fn ask_all(&self, host: usize) -> usize {
+        let asked = self.lab.client(host).run(|| {
+            let mut asked = 0;
+            for (connections, requests) in [KEPT, SHORT] {
+                for number in 0..connections {
+                    let mut connection = self.connect(host, number)?;
+                    for _ in 0..requests {
+                        self.ask(&mut connection)?;
+                        asked += 1;
+                    }
+                }
+            }
+            Ok(asked)
+        });
+        asked.expect("answers")
+    }
+
+    /// Whom each request that was seen is said to be from, and whom it is from.
+    fn seen(&self, capture: &Capture) -> Vec<(SocketAddr, SocketAddr)> {
+        let server = self.lab.server();
+        let addresses: [IpAddr; 2] = [server.v4().into(), server.v6().into()];
+        let reads = addresses.map(|address| capture.reads(SocketAddr::new(address, PORT))).concat();
+        reads.iter().filter_map(|read| Some((read.client, read.sender()?))).collect()
+    }
+}

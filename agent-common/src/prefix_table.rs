@@ -98,5 +98,5 @@ pub const fn second(hash: u64, buckets: u32) -> u32 {
 /// A number below `end`, in proportion.
 #[inline(always)]
 const fn scaled(number: u32, end: u32) -> u32 {
-    (number as u64 * end as u64 >> 32) as u32
+    ((number as u64 * end as u64) >> 32) as u32
 }

@@ -56,6 +56,24 @@ fn each_request_to_asyncio_is_its_senders() {
     });
 }
 
+/// Its OpenSSL is in a library or in the program itself, by where it comes from.
+const NODE: &str = r#"
+const [port, cert, key] = process.argv.slice(1);
+const read = require("fs").readFileSync;
+const answer = (request, response) => response.end("{}\n");
+const server = require("https").createServer({ cert: read(cert), key: read(key) }, answer);
+server.listen({ port, host: "::", backlog: 500 }, () => console.log("ready"));
+"#;
+
+#[test]
+fn each_request_to_node_is_its_senders() {
+    each_request_is_its_senders(|lab, certs| {
+        let mut command = Command::new("node");
+        command.args(["-e", NODE, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
+        lab.spawn(lab.server(), command, "node").expect("Node.js")
+    });
+}
+
 fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
     let lab = Lab::new(PREFIX, HOSTS).expect("a laboratory");
     for host in 0..HOSTS {

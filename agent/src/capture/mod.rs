@@ -2,7 +2,9 @@
 //! the events that the probes send.
 
 mod carriers;
+mod elf;
 pub mod events;
+mod examined;
 mod inventory;
 pub mod libraries;
 pub mod probes;

@@ -22,8 +22,9 @@ use aya_log::EbpfLogger;
 use portcullis_common::names::{map, program};
 
 use super::carriers::Carriers;
+use super::examined::Examined;
 use super::inventory::{FileId, Inventory};
-use super::libraries::{self, LibraryFile, OpenLibrary};
+use super::libraries::{self, LibraryFile, OpenLibrary, Stack};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
 use crate::kernel::{self, SharedEbpf};
@@ -134,6 +135,7 @@ impl Probes {
             proc,
             state: Arc::clone(&state),
             inventory: Inventory::new(),
+            examined: Examined::in_steps(),
             carriers,
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
@@ -234,6 +236,7 @@ struct Attacher {
     proc: PathBuf,
     state: Arc<Mutex<State>>,
     inventory: Inventory<Links>,
+    examined: Examined,
     carriers: Carriers<Links>,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
@@ -242,7 +245,8 @@ struct Attacher {
 impl Attacher {
     fn run(mut self, requests: &Receiver<Request>) {
         let mut looks: VecDeque<Look> = VecDeque::new();
-        let mut next_rescan = Instant::now() + RESCAN;
+        // At once for what the first one had no time for.
+        let mut next_rescan = Instant::now() + LOOKS[0];
         loop {
             let next_look = looks.iter().map(|look| look.due).min();
             let wake = next_look.map_or(next_rescan, |due| due.min(next_rescan));
@@ -263,7 +267,9 @@ impl Attacher {
             if Instant::now() >= next_rescan {
                 self.rescan();
                 self.review_carriers();
-                next_rescan = Instant::now() + RESCAN;
+                // Files that it had no time for are not to wait as long.
+                let wait = if self.examined.is_unfinished() { LOOKS[1] } else { RESCAN };
+                next_rescan = Instant::now() + wait;
             }
         }
     }
@@ -284,7 +290,7 @@ impl Attacher {
                 looks.push_back(look);
                 continue;
             }
-            for library in libraries::scan_one(&self.proc, look.pid) {
+            for library in libraries::scan_one(&self.proc, look.pid, &mut self.examined) {
                 self.consider(library, false);
             }
             self.queue(looks, look.pid, look.round + 1);
@@ -292,9 +298,13 @@ impl Attacher {
     }
 
     fn rescan(&mut self) {
-        match libraries::scan(&self.proc, false) {
+        let follows = self.examined.is_unfinished();
+        match libraries::scan(&self.proc, &mut self.examined) {
             Ok(scan) => {
-                self.inventory.rescanned(&scan);
+                // One that follows soon for the sake of the last one says nothing of what has gone.
+                if !follows {
+                    self.inventory.rescanned(&scan);
+                }
                 scan.libraries.into_iter().for_each(|library| self.consider(library, false));
             }
             Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
@@ -335,7 +345,7 @@ impl Attacher {
             return;
         }
         let mut links = Vec::new();
-        for (name, file) in libraries::crypto_files(&self.proc, pid) {
+        for (name, file) in libraries::crypto_files(&self.proc, pid, &mut self.examined) {
             match self.attach_carry(&file, pid) {
                 Ok(more) => links.extend(more),
                 Err(error) => {
@@ -350,7 +360,7 @@ impl Attacher {
     fn attach_carry(&mut self, file: &OpenLibrary, pid: u32) -> Result<Links> {
         let pid = NonZeroU32::new(pid).context("no process has the number 0")?;
         let mut links = Vec::new();
-        for site in sites::choose_carry(&file.read()?, self.symbols_only)? {
+        for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
             let scope = UProbeScope::OneProcess(pid);
             match self.attach_at(&file.path(), program::BIO_WRITTEN, &site, scope) {
                 Ok(link) => links.push((program::BIO_WRITTEN, link)),
@@ -383,7 +393,19 @@ impl Attacher {
     /// until the end, whether a process maps it or not.
     fn consider(&mut self, library: LibraryFile, kept: bool) {
         let id = id_of(&library);
-        if !library.supported() || self.inventory.sighted(id) {
+        if self.inventory.sighted(id) {
+            return;
+        }
+        if let Some(problem) = &library.problem {
+            // Those of other makes are many, and never more than that.
+            if library.stack == Stack::StaticOpenSsl {
+                tracing::info!("can't read TLS in {}: {problem}", library.mapped_as.display());
+                self.inventory.insert(id, None, kept);
+                let mut state = lock(&self.state);
+                state.libraries_refused += 1;
+                let problem = library.problem.clone();
+                state.probed.push(Probed { library, problem });
+            }
             return;
         }
         if self.inventory.len() >= MAX_LIBRARIES {
@@ -415,7 +437,7 @@ impl Attacher {
 
     /// Attaches to all functions or none.
     fn attach(&mut self, file: &OpenLibrary) -> Result<Links> {
-        let elf = file.read()?;
+        let elf = file.content()?;
         let path = file.path();
         let mut links = Vec::new();
         for site in sites::choose(&elf, self.symbols_only)? {

@@ -89,6 +89,7 @@ pub mod program {
     pub const SSL_CREATED: &str = "ssl_created";
     pub const SSL_RETURN: &str = "ssl_return";
     pub const BIO_WRITTEN: &str = "bio_written";
+    pub const SSL_CLEARED: &str = "ssl_cleared";
     pub const SOCK_SEND: &str = "sock_send_length";
     pub const SOCK_RECV: &str = "sock_recv_length";
     pub const SOCK_STATE: &str = "inet_sock_set_state";

@@ -126,6 +126,13 @@ pub fn bio_written(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// `int SSL_clear(SSL *s)`
+#[uprobe]
+pub fn ssl_cleared(ctx: ProbeContext) -> u32 {
+    socket::forget(ctx.arg(0).unwrap_or(0));
+    0
+}
+
 /// `SSL *SSL_new(SSL_CTX *ctx)`
 #[uretprobe]
 pub fn ssl_created(ctx: RetProbeContext) -> u32 {

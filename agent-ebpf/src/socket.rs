@@ -196,7 +196,7 @@ fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64) {
     }
 }
 
-/// A TLS object has just been made at `address` of this process, so what is known of this address
+/// A TLS object has just been made at `address` of this process, or made anew, so what is known of this address
 /// is about an object that is no more. Its socket may be still there: the program can go on
 /// without TLS. (`SSL_free` would come sooner, but it only gives back one of the references to
 /// an object, which may live on.)

@@ -6,13 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::thread;
 
+use portcullis_tests::agent::Agent;
 use portcullis_tests::capture::Capture;
 use portcullis_tests::certs::Certs;
 use portcullis_tests::client::{Client, Connection, Request};
 use portcullis_tests::netns::Lab;
 use portcullis_tests::nginx::NAME;
 use portcullis_tests::process::Process;
-use portcullis_tests::scenario::SOON;
+use portcullis_tests::scenario::{MANY, SOON, event, guess};
 use portcullis_tests::wait;
 
 const PREFIX: &str = "pcx-carry";
@@ -74,6 +75,42 @@ fn each_request_to_node_is_its_senders() {
     });
 }
 
+#[test]
+fn a_node_server_is_protected() {
+    let lab = Lab::new(PREFIX, 2).expect("a laboratory");
+    let mut agent = Agent::start(&lab, "").expect("the agent");
+    let certs = Certs::generate(lab.dir(), &[NAME], &[lab.server().v4().into()]);
+    let certs = certs.expect("certificates");
+    let script = NODE.replace("response.end", "response.writeHead(401).end");
+    let mut command = Command::new("node");
+    command.args(["-e", &script, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
+    let mut node = lab.spawn(lab.server(), command, "node").expect("Node.js");
+    wait_until_ready(&mut node);
+    let client = Client::trusting(&certs.ca).expect("a client");
+    let server = SocketAddr::new(lab.server().v4().into(), PORT);
+    // The first ones may come before the probes.
+    let stopped = wait::until(SOON, "the attacker to be stopped", || {
+        let guesses = guess(lab.client(0), &client, server, MANY, |request| request)?;
+        Ok(guesses.stopped.then_some(()))
+    });
+    stopped.unwrap_or_else(|error| panic!("{error}:\n{}", agent.log()));
+    let decision = agent.wait_for_event(SOON, "a decision", event("decision")).unwrap();
+    assert_eq!(decision["subject"]["ip"], lab.client(0).v4().to_string());
+    let doctor = agent.json("doctor", &[]).expect("doctor");
+    let node = format!("node ({})", node.pid());
+    let checks = doctor.as_array().or_else(|| doctor["checks"].as_array()).expect("checks");
+    let names_it = |check: &&serde_json::Value| check.to_string().contains(&node);
+    assert!(checks.iter().find(names_it).is_some_and(|check| check["state"] == "ok"), "{doctor}");
+}
+
+fn wait_until_ready(process: &mut Process) {
+    let listens = wait::until(SOON, "the server to listen", || {
+        process.must_run()?;
+        Ok(process.log().contains("ready").then_some(()))
+    });
+    listens.expect("it listens");
+}
+
 fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
     let lab = Lab::new(PREFIX, HOSTS).expect("a laboratory");
     for host in 0..HOSTS {
@@ -82,11 +119,7 @@ fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
     let certs = Certs::generate(lab.dir(), &[NAME], &[lab.server().v4().into()]);
     let certs = certs.expect("certificates");
     let mut process = serve(&lab, &certs);
-    let listens = wait::until(SOON, "the server to listen", || {
-        process.must_run()?;
-        Ok(process.log().contains("ready").then_some(()))
-    });
-    listens.expect("it listens");
+    wait_until_ready(&mut process);
     let scene = Scene { lab: &lab, client: Client::trusting(&certs.ca).expect("a client") };
 
     // Opened before the probes are there.

@@ -14,7 +14,7 @@ use portcullis_tests::packet::harness::Kernel;
 /// Instructions that the verifier may go through, far below its own limit of 1,000,000: about
 /// twice what the most laborious of the kernels tested takes. A change that exceeds one of them
 /// has to make the program simpler, or to say why not.
-const BOUNDS: [(&str, u32); 17] = [
+const BOUNDS: [(&str, u32); 18] = [
     (program::XDP, PACKET),
     (program::TC, PACKET),
     (program::TC_L3, PACKET),
@@ -27,6 +27,7 @@ const BOUNDS: [(&str, u32); 17] = [
     (program::SSL_ENTER_HANDSHAKE, ENTRY),
     (program::BIO_WRITTEN, 400),
     (program::SSL_CREATED, STATE),
+    (program::SSL_CLEARED, STATE),
     (program::SSL_RETURN, 21_000),
     (program::SOCK_SEND, SOCKET),
     (program::SOCK_RECV, SOCKET),

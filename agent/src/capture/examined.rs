@@ -21,18 +21,17 @@ const MAX_FILES: usize = 65_536;
 const MIN_STATIC: u64 = 1024 * 1024;
 /// As much constant data of a file is searched, in bytes.
 const MAX_CONSTANTS: u64 = 64 * 1024 * 1024;
-/// The source file that OpenSSL's error reports name (ssl/ssl_lib.c), which no other library has.
-const MARK: &[u8] = b"ssl/ssl_lib.c";
+/// The source file that OpenSSL's error reports name (ssl/ssl_lib.c), which no other library has; in two
+/// parts, for else this program would have it.
+const MARK: [&[u8]; 2] = [b"ssl/ssl_", b"lib.c"];
 
-/// What only OpenSSL 3 has, beside the functions that are probed.
-const NEEDED: [&str; 7] = [
-    "SSL_new",
-    "SSL_do_handshake",
-    "SSL_read",
-    "SSL_write",
-    "SSL_read_ex",
-    "SSL_write_ex",
-    "SSL_CTX_new_ex",
+/// What has to be there: `SSL_CTX_new_ex` is in OpenSSL 3 only; of the rest, one of each line.
+const NEEDED: [&[&str]; 5] = [
+    &["SSL_CTX_new_ex"],
+    &["SSL_new"],
+    &["SSL_do_handshake"],
+    &["SSL_read", "SSL_read_ex"],
+    &["SSL_write", "SSL_write_ex", "SSL_write_ex2"],
 ];
 
 /// What a file holds, and why its plaintext can't be seen.
@@ -107,7 +106,7 @@ fn examine(file: File) -> Option<Verdict> {
     let cache = ReadCache::new(file);
     let elf = object::File::parse(&cache).ok()?;
     let functions = Functions::of(&elf, &cache);
-    if functions.get("SSL_read").is_some() {
+    if functions.get("SSL_read").or_else(|| functions.get("SSL_read_ex")).is_some() {
         return Some((Stack::StaticOpenSsl, problem_of(&functions)));
     }
     if len < MIN_STATIC || !has_mark(&elf, &cache) {
@@ -119,7 +118,8 @@ fn examine(file: File) -> Option<Verdict> {
 
 /// Whether all is there that takes probes.
 pub fn problem_of(functions: &Functions<'_>) -> Option<String> {
-    let is_whole = NEEDED.into_iter().all(|name| functions.get(name).is_some());
+    let has_one = |names: &[&str]| names.iter().any(|name| functions.get(name).is_some());
+    let is_whole = NEEDED.into_iter().all(has_one);
     (!is_whole).then(|| "not OpenSSL 3: its plaintext is not seen yet".to_owned())
 }
 
@@ -127,5 +127,7 @@ fn has_mark<'a, R: ReadRef<'a>>(elf: &object::File<'a, R>, data: R) -> bool {
     let constants = elf.section_by_name(".rodata").and_then(|section| section.file_range());
     let Some((at, size)) = constants else { return false };
     let constants = data.read_bytes_at(at, size.min(MAX_CONSTANTS)).unwrap_or_default();
-    memchr::memmem::find(constants, MARK).is_some()
+    let [start, end] = MARK;
+    memchr::memmem::find_iter(constants, start)
+        .any(|at| constants.get(at + start.len()..).is_some_and(|rest| rest.starts_with(end)))
 }

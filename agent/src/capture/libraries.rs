@@ -143,16 +143,20 @@ fn examine(proc: &Path, id: &FileId, file: &Mapping, examined: &mut Examined) ->
     examined.verdict(id, || Some(file.open(proc, id.1).ok()?.1))
 }
 
-/// The files of one process that records can leave the TLS library by: libcrypto by its name, and
-/// what has all of OpenSSL in it.
-pub fn crypto_files(proc: &Path, pid: u32, examined: &mut Examined) -> Vec<(PathBuf, OpenLibrary)> {
+/// The files of one process with parts of OpenSSL in them: libssl and libcrypto by their names, and
+/// what has all of it.
+pub fn openssl_files(
+    proc: &Path,
+    pid: u32,
+    examined: &mut Examined,
+) -> Vec<(PathBuf, OpenLibrary)> {
     examined.begin();
-    let is_crypto = &mut |id: &FileId, file: &Mapping| {
+    let is_openssl = &mut |id: &FileId, file: &Mapping| {
         let name = file.path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| has_stem(name, "libcrypto"))
+        name.is_some_and(|name| has_stem(name, "libssl") || has_stem(name, "libcrypto"))
             || examine(proc, id, file, examined).is_some_and(|(_, problem)| problem.is_none())
     };
-    let files = scan_process(proc, pid, is_crypto).libraries.into_iter();
+    let files = scan_process(proc, pid, is_openssl).libraries.into_iter();
     files
         .filter_map(|((_, inode), mapping)| {
             let (_, file) = mapping.open(proc, inode).ok()?;

@@ -186,7 +186,8 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    let others = [program::SSL_RETURN, program::SSL_CREATED, program::BIO_WRITTEN];
+    let others =
+        [program::SSL_RETURN, program::SSL_CREATED, program::SSL_CLEARED, program::BIO_WRITTEN];
     for name in ENTRIES.into_iter().chain(others) {
         uprobe(ebpf, name)?
             .load()
@@ -345,7 +346,7 @@ impl Attacher {
             return;
         }
         let mut links = Vec::new();
-        for (name, file) in libraries::crypto_files(&self.proc, pid, &mut self.examined) {
+        for (name, file) in libraries::openssl_files(&self.proc, pid, &mut self.examined) {
             match self.attach_carry(&file, pid) {
                 Ok(more) => links.extend(more),
                 Err(error) => {
@@ -362,8 +363,8 @@ impl Attacher {
         let mut links = Vec::new();
         for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
             let scope = UProbeScope::OneProcess(pid);
-            match self.attach_at(&file.path(), program::BIO_WRITTEN, &site, scope) {
-                Ok(link) => links.push((program::BIO_WRITTEN, link)),
+            match self.attach_at(&file.path(), site.program, &site, scope) {
+                Ok(link) => links.push((site.program, link)),
                 Err(error) => {
                     self.detach(links);
                     return Err(error);

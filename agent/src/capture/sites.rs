@@ -49,18 +49,19 @@ const HANDSHAKE: Function = Function {
 const NEW: Function =
     Function { symbol: "SSL_new", internal: "", program: program::SSL_CREATED, required: true };
 
+/// One of them may be absent where a linker left out what nobody calls.
 const READ: [Function; 2] = [
     Function {
         symbol: "SSL_read",
         internal: "internal function of SSL_read",
         program: program::SSL_ENTER_READ,
-        required: true,
+        required: false,
     },
     Function {
         symbol: "SSL_read_ex",
         internal: "internal function of SSL_read",
         program: program::SSL_ENTER_READ_EX,
-        required: true,
+        required: false,
     },
 ];
 
@@ -70,13 +71,13 @@ const WRITE: [Function; 3] = [
         symbol: "SSL_write",
         internal: "internal function of SSL_write",
         program: program::SSL_ENTER_WRITE,
-        required: true,
+        required: false,
     },
     Function {
         symbol: "SSL_write_ex",
         internal: "internal function of SSL_write",
         program: program::SSL_ENTER_WRITE_EX,
-        required: true,
+        required: false,
     },
     Function {
         symbol: "SSL_write_ex2",
@@ -86,21 +87,26 @@ const WRITE: [Function; 3] = [
     },
 ];
 
-/// In libcrypto; required in that of a process that carries ciphertext itself.
+/// Probed in processes that carry ciphertext themselves: where it leaves the library,
 const CARRY: [Function; 2] = [
     Function {
         symbol: "BIO_write",
         internal: "internal function of BIO_write",
         program: program::BIO_WRITTEN,
-        required: true,
+        required: false,
     },
     Function {
         symbol: "BIO_write_ex",
         internal: "internal function of BIO_write",
         program: program::BIO_WRITTEN,
-        required: true,
+        required: false,
     },
 ];
+
+/// … and where an object begins anew, maybe for another socket. (One whose socket the library uses is known
+/// by what it receives there.) Not required, as it may be in another file.
+const CLEAR: Function =
+    Function { symbol: "SSL_clear", internal: "", program: program::SSL_CLEARED, required: false };
 
 /// Longest function that is looked into, in bytes.
 const MAX_FUNCTION: usize = 4_096;
@@ -117,21 +123,31 @@ pub fn choose<'a>(elf: impl ReadRef<'a>, symbols_only: bool) -> Result<Vec<Site>
         let internal = if symbols_only { None } else { image.internal_site(functions) };
         match internal {
             Some(site) => sites.push(site),
-            None => sites.extend(image.symbol_sites(functions)?),
+            None => {
+                let of_names = image.symbol_sites(functions)?;
+                let name = functions.first().map_or("", |function| function.symbol);
+                ensure!(!of_names.is_empty(), "it has no function like {name}");
+                sites.extend(of_names);
+            }
         }
     }
     Ok(sites)
 }
 
-/// Where records leave the library of a process that carries them itself; all have the same
-/// program, whose arguments are the same in all of them.
+/// What is probed beside that in a process that carries ciphertext itself; either part may be in another
+/// file.
 ///
 /// # Errors
-/// When `elf` does not have the functions.
+/// When `elf` is no ELF file.
 pub fn choose_carry<'a>(elf: impl ReadRef<'a>, symbols_only: bool) -> Result<Vec<Site>> {
     let image = Image::of(elf)?;
     let internal = if symbols_only { None } else { image.internal_site(&CARRY) };
-    internal.map_or_else(|| image.symbol_sites(&CARRY), |site| Ok(vec![site]))
+    let mut sites = image.symbol_sites(&[CLEAR])?;
+    match internal {
+        Some(site) => sites.push(site),
+        None => sites.extend(image.symbol_sites(&CARRY)?),
+    }
+    Ok(sites)
 }
 
 struct Image<'a, R: ReadRef<'a>> {
@@ -165,13 +181,15 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     }
 
     /// The internal function that all of `functions` call, if there is just one and it is worth
-    /// it. The last of `functions` has the same arguments: what it has more than the others, it
+    /// it. It takes two forms of the call to tell. The last of `functions` has the same arguments: what it has more than the others, it
     /// hands on.
     fn internal_site(&self, functions: &[Function]) -> Option<Site> {
         let present = functions.iter().filter(|f| self.functions.get(f.symbol).is_some());
         let mut shared: Option<BTreeSet<u64>> = None;
         let mut last = None;
+        let mut forms = 0;
         for function in present {
+            forms += 1;
             let callees = self.callees(function.symbol);
             shared = Some(match shared {
                 None => callees,
@@ -180,6 +198,9 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
             last = Some(function);
         }
         let shared: Vec<u64> = shared?.into_iter().collect();
+        if forms < 2 {
+            return None;
+        }
         let ([address], function) = (shared.as_slice(), last?) else { return None };
         // An exported one has arguments of its own.
         let is_exported = self.functions.is_exported(*address);
@@ -337,6 +358,8 @@ mod tests {
         let functions: Vec<_> =
             choose_carry(&elf[..], true).unwrap().iter().map(|site| site.function).collect();
         assert_eq!(functions, ["BIO_write", "BIO_write_ex"]);
+        let [site] = &choose_carry(&debians()[..], false).unwrap()[..] else { panic!("one site") };
+        assert_eq!((site.function, site.program), ("SSL_clear", program::SSL_CLEARED));
     }
 
     #[test]
@@ -391,6 +414,21 @@ mod tests {
     }
 
     /// What a program has that is linked statically, when nobody has stripped it.
+    /// A program whose linker left out what it does not call.
+    #[test]
+    fn a_form_that_is_absent_is_not_needed() {
+        let mut elf = debians();
+        for name in [&b"\0SSL_read_ex\0"[..], b"\0SSL_write_ex\0"] {
+            let at = elf.windows(name.len()).position(|found| found == name).expect("a name");
+            elf[at + 1] = b'_';
+        }
+        assert_eq!(functions(&elf), ["SSL_new", "SSL_do_handshake", "SSL_read", "SSL_write"]);
+        let at = elf.windows(10).position(|found| found == b"\0SSL_read\0").expect("a name");
+        elf[at + 1] = b'_';
+        let error = choose(&elf[..], false).unwrap_err().to_string();
+        assert_eq!(error, "it has no function like SSL_read");
+    }
+
     #[test]
     fn symbols_that_only_debuggers_read_will_do() {
         let mut elf = debians();

@@ -59,6 +59,9 @@ pub mod map {
     pub const CALLS: &str = "PC_CALLS";
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
+    pub const CIPHERTEXT: &str = "PC_CIPHERTEXT";
+    pub const CARRIERS: &str = "PC_CARRIERS";
+    pub const CREATED: &str = "PC_CREATED";
     pub const STARTS: &str = "PC_STARTS";
     pub const HELLOS: &str = "PC_HELLOS";
     pub const HELLO_COUNTS: &str = "PC_HELLO_COUNTS";
@@ -85,6 +88,8 @@ pub mod program {
     pub const SSL_ENTER_HANDSHAKE: &str = "ssl_enter_handshake";
     pub const SSL_CREATED: &str = "ssl_created";
     pub const SSL_RETURN: &str = "ssl_return";
+    pub const BIO_WRITTEN: &str = "bio_written";
+    pub const SSL_CLEARED: &str = "ssl_cleared";
     pub const SOCK_SEND: &str = "sock_send_length";
     pub const SOCK_RECV: &str = "sock_recv_length";
     pub const SOCK_STATE: &str = "inet_sock_set_state";
@@ -93,6 +98,7 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
+    pub const SYSTEM_CALLS: &str = "SYSTEM_CALLS";
     /// Nanoseconds between two answers to dropped packets, on each CPU; 0 for silence.
     pub const ANSWER_INTERVAL: &str = "ANSWER_INTERVAL_NS";
     /// Number of the only network namespace whose sockets are followed; 0 for all.
@@ -127,6 +133,10 @@ pub mod capacity {
     pub const HELLO_BUDGETS: u32 = 256;
     pub const CALLS: u32 = 16_384;
     pub const CONNECTIONS: u32 = 65_536;
+    /// Records between the TLS library and a socket.
+    pub const CIPHERTEXT: u32 = 16_384;
+    /// Processes that carry ciphertext themselves.
+    pub const CARRIERS: u32 = 1_024;
     /// In bytes; a power of two and a multiple of the page size.
     pub const RING_BYTES: u32 = 8 * 1024 * 1024;
 }

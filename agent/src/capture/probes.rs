@@ -6,6 +6,7 @@
 //! attaching takes milliseconds.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,14 +14,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, MapData};
 use aya::programs::BtfTracePoint;
 use aya::programs::uprobe::{UProbe, UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::{Btf, Ebpf};
 use aya_log::EbpfLogger;
-use portcullis_common::names::program;
+use portcullis_common::names::{map, program};
 
+use super::carriers::Carriers;
+use super::examined::Examined;
 use super::inventory::{FileId, Inventory};
-use super::libraries::{self, LibraryFile, OpenLibrary};
+use super::libraries::{self, LibraryFile, OpenLibrary, Stack};
 use super::sites::{self, Site};
 use crate::config::{Capture, ProbeSites};
 use crate::kernel::{self, SharedEbpf};
@@ -86,6 +90,8 @@ pub struct State {
     pub looks_skipped: u64,
     /// Libraries that were refused because too many have probes.
     pub libraries_refused: u64,
+    /// Processes that carry ciphertext themselves, and were refused because too many do.
+    pub carriers_refused: u64,
 }
 
 impl State {
@@ -94,9 +100,17 @@ impl State {
     }
 }
 
+/// What the thread is asked for.
+enum Request {
+    /// To look at a process that has replaced its program.
+    Look(u32),
+    /// To probe where records leave the TLS library of a process.
+    Carrier(u32),
+}
+
 /// The thread that attaches. Dropping it detaches everything.
 pub struct Probes {
-    requests: Option<SyncSender<u32>>,
+    requests: Option<SyncSender<Request>>,
     state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -111,6 +125,7 @@ impl Probes {
         // What the programs themselves have to say, through the `log` crate.
         let programs_log =
             EbpfLogger::init(&mut ebpf.lock()).context("can't read the programs' own messages")?;
+        let carriers = Carriers::new(take_carriers(&mut ebpf.lock())?);
         load_probes(&mut ebpf.lock())?;
         attach_tracepoints(&mut ebpf.lock())?;
         let state = Arc::new(Mutex::new(State::default()));
@@ -120,6 +135,8 @@ impl Probes {
             proc,
             state: Arc::clone(&state),
             inventory: Inventory::new(),
+            examined: Examined::in_steps(),
+            carriers,
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
@@ -134,8 +151,17 @@ impl Probes {
 
     /// A process has replaced its program.
     pub fn process_started(&self, pid: u32) {
+        self.ask(Request::Look(pid));
+    }
+
+    /// A process carries ciphertext between the TLS library and its sockets itself.
+    pub fn carrier_found(&self, pid: u32) {
+        self.ask(Request::Carrier(pid));
+    }
+
+    fn ask(&self, request: Request) {
         let Some(requests) = &self.requests else { return };
-        if let Err(TrySendError::Full(_)) = requests.try_send(pid) {
+        if let Err(TrySendError::Full(_)) = requests.try_send(request) {
             lock(&self.state).looks_skipped += 1;
         }
     }
@@ -160,12 +186,19 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    for name in ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]) {
+    let others =
+        [program::SSL_RETURN, program::SSL_CREATED, program::SSL_CLEARED, program::BIO_WRITTEN];
+    for name in ENTRIES.into_iter().chain(others) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
     }
     Ok(())
+}
+
+fn take_carriers(ebpf: &mut Ebpf) -> Result<HashMap<MapData, u32, u32>> {
+    let map = ebpf.take_map(map::CARRIERS).context("the object has no map of carriers")?;
+    map.try_into().context("the map of carriers is of another kind")
 }
 
 fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<()> {
@@ -204,14 +237,17 @@ struct Attacher {
     proc: PathBuf,
     state: Arc<Mutex<State>>,
     inventory: Inventory<Links>,
+    examined: Examined,
+    carriers: Carriers<Links>,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
 }
 
 impl Attacher {
-    fn run(mut self, requests: &Receiver<u32>) {
+    fn run(mut self, requests: &Receiver<Request>) {
         let mut looks: VecDeque<Look> = VecDeque::new();
-        let mut next_rescan = Instant::now() + RESCAN;
+        // At once for what the first one had no time for.
+        let mut next_rescan = Instant::now() + LOOKS[0];
         loop {
             let next_look = looks.iter().map(|look| look.due).min();
             let wake = next_look.map_or(next_rescan, |due| due.min(next_rescan));
@@ -220,7 +256,8 @@ impl Attacher {
                 wait = Duration::ZERO;
             }
             match requests.recv_timeout(wait) {
-                Ok(pid) => self.queue(&mut looks, pid, 0),
+                Ok(Request::Look(pid)) => self.queue(&mut looks, pid, 0),
+                Ok(Request::Carrier(pid)) => self.attend_to(pid),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -230,7 +267,10 @@ impl Attacher {
             self.forget_one_gone();
             if Instant::now() >= next_rescan {
                 self.rescan();
-                next_rescan = Instant::now() + RESCAN;
+                self.review_carriers();
+                // Files that it had no time for are not to wait as long.
+                let wait = if self.examined.is_unfinished() { LOOKS[1] } else { RESCAN };
+                next_rescan = Instant::now() + wait;
             }
         }
     }
@@ -251,7 +291,7 @@ impl Attacher {
                 looks.push_back(look);
                 continue;
             }
-            for library in libraries::scan_one(&self.proc, look.pid) {
+            for library in libraries::scan_one(&self.proc, look.pid, &mut self.examined) {
                 self.consider(library, false);
             }
             self.queue(looks, look.pid, look.round + 1);
@@ -259,9 +299,13 @@ impl Attacher {
     }
 
     fn rescan(&mut self) {
-        match libraries::scan(&self.proc, false) {
+        let follows = self.examined.is_unfinished();
+        match libraries::scan(&self.proc, &mut self.examined) {
             Ok(scan) => {
-                self.inventory.rescanned(&scan);
+                // One that follows soon for the sake of the last one says nothing of what has gone.
+                if !follows {
+                    self.inventory.rescanned(&scan);
+                }
                 scan.libraries.into_iter().for_each(|library| self.consider(library, false));
             }
             Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
@@ -291,11 +335,78 @@ impl Attacher {
         });
     }
 
+    /// Probes where records leave the TLS library of one process, for that process alone: most servers
+    /// have the library use the socket, and need not pay for it.
+    fn attend_to(&mut self, pid: u32) {
+        if self.carriers.has(pid) {
+            return;
+        }
+        if self.carriers.is_full() {
+            lock(&self.state).carriers_refused += 1;
+            return;
+        }
+        let mut links = Vec::new();
+        for (name, file) in libraries::openssl_files(&self.proc, pid, &mut self.examined) {
+            match self.attach_carry(&file, pid) {
+                Ok(more) => links.extend(more),
+                Err(error) => {
+                    tracing::warn!("can't attach to {} of {pid}: {error:#}", name.display());
+                }
+            }
+        }
+        tracing::info!("process {pid} carries ciphertext itself: {} probes for it", links.len());
+        self.carriers.insert(&self.proc, pid, links);
+    }
+
+    fn attach_carry(&mut self, file: &OpenLibrary, pid: u32) -> Result<Links> {
+        let pid = NonZeroU32::new(pid).context("no process has the number 0")?;
+        let mut links = Vec::new();
+        for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
+            let scope = UProbeScope::OneProcess(pid);
+            match self.attach_at(&file.path(), site.program, &site, scope) {
+                Ok(link) => links.push((site.program, link)),
+                Err(error) => {
+                    self.detach(links);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    /// Takes the probes off processes that are no more, and makes up for lost reports.
+    fn review_carriers(&mut self) {
+        loop {
+            match self.carriers.take_gone(&self.proc) {
+                Ok(Some(links)) => self.detach(links),
+                Ok(None) => break,
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+        for pid in self.carriers.waiting() {
+            if !self.carriers.is_full() {
+                self.attend_to(pid);
+            }
+        }
+    }
+
     /// Attaches to a library file that is supported and new. One that is `kept` has its probes
     /// until the end, whether a process maps it or not.
     fn consider(&mut self, library: LibraryFile, kept: bool) {
         let id = id_of(&library);
-        if !library.supported() || self.inventory.sighted(id) {
+        if self.inventory.sighted(id) {
+            return;
+        }
+        if let Some(problem) = &library.problem {
+            // Those of other makes are many, and never more than that.
+            if library.stack == Stack::StaticOpenSsl {
+                tracing::info!("can't read TLS in {}: {problem}", library.mapped_as.display());
+                self.inventory.insert(id, None, kept);
+                let mut state = lock(&self.state);
+                state.libraries_refused += 1;
+                let problem = library.problem.clone();
+                state.probed.push(Probed { library, problem });
+            }
             return;
         }
         if self.inventory.len() >= MAX_LIBRARIES {
@@ -327,7 +438,7 @@ impl Attacher {
 
     /// Attaches to all functions or none.
     fn attach(&mut self, file: &OpenLibrary) -> Result<Links> {
-        let elf = file.read()?;
+        let elf = file.content()?;
         let path = file.path();
         let mut links = Vec::new();
         for site in sites::choose(&elf, self.symbols_only)? {
@@ -336,7 +447,7 @@ impl Attacher {
             let return_program =
                 (site.program != program::SSL_CREATED).then_some(program::SSL_RETURN);
             for name in return_program.into_iter().chain([site.program]) {
-                match self.attach_at(&path, name, &site) {
+                match self.attach_at(&path, name, &site, UProbeScope::AllProcesses) {
                     Ok(link) => links.push((name, link)),
                     Err(error) => {
                         self.detach(links);
@@ -348,10 +459,16 @@ impl Attacher {
         Ok(links)
     }
 
-    fn attach_at(&mut self, path: &Path, name: &str, site: &Site) -> Result<UProbeLinkId> {
+    fn attach_at(
+        &mut self,
+        path: &Path,
+        name: &str,
+        site: &Site,
+        scope: UProbeScope,
+    ) -> Result<UProbeLinkId> {
         let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
         uprobe(&mut self.ebpf.lock(), name)?
-            .attach(at, path, UProbeScope::AllProcesses)
+            .attach(at, path, scope)
             .with_context(|| format!("{name} on {}", site.function))
     }
 

@@ -10,6 +10,7 @@ pub mod kind {
     pub const EXEC: u32 = 4;
     pub const CLIENT_HELLO: u32 = 5;
     pub const QUIC_INITIAL: u32 = 6;
+    pub const NO_SOCKET: u32 = 7;
 }
 
 /// Which way plaintext went through the TLS library ([`TlsData::direction`]).
@@ -72,6 +73,16 @@ pub struct FirstDrop {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Exec {
     pub kind: u32,
+    pub pid: u32,
+    pub time_ns: u64,
+}
+
+/// A process calls the TLS library without a socket below: it carries the ciphertext itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSocket {
+    pub kind: u32,
+    /// Thread group, as the host's initial PID namespace numbers it.
     pub pid: u32,
     pub time_ns: u64,
 }

@@ -34,11 +34,13 @@ assert_layout! {
     event::TlsClosed: 24, 8;
     event::FirstDrop: 40, 8;
     event::Exec: 16, 8;
+    event::NoSocket: 16, 8;
     event::ClientHello: 64, 8;
     event::QuicInitial: 56, 8;
     settings::PrefixSet: 40, 8;
     settings::Settings: 136, 8;
     settings::SockOffsets: 40, 4;
+    settings::SystemCalls: 40, 4;
 }
 
 #[cfg(feature = "user")]
@@ -73,10 +75,12 @@ mod pod {
         event::TlsClosed,
         event::FirstDrop,
         event::Exec,
+        event::NoSocket,
         event::ClientHello,
         event::QuicInitial,
         settings::PrefixSet,
         settings::Settings,
         settings::SockOffsets,
+        settings::SystemCalls,
     );
 }

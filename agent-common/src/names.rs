@@ -60,6 +60,9 @@ pub mod map {
     pub const GOROUTINES: &str = "PC_GOROUTINES";
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
+    pub const CIPHERTEXT: &str = "PC_CIPHERTEXT";
+    pub const CARRIERS: &str = "PC_CARRIERS";
+    pub const CREATED: &str = "PC_CREATED";
     pub const STARTS: &str = "PC_STARTS";
     pub const HELLOS: &str = "PC_HELLOS";
     pub const HELLO_COUNTS: &str = "PC_HELLO_COUNTS";
@@ -93,6 +96,8 @@ pub mod program {
     pub const GO_LEAVE_SHAKE: &str = "go_leave_shake";
     pub const GO_SOCK_SEND: &str = "go_sock_send";
     pub const GO_SOCK_RECV: &str = "go_sock_recv";
+    pub const BIO_WRITTEN: &str = "bio_written";
+    pub const SSL_CLEARED: &str = "ssl_cleared";
     pub const SOCK_SEND: &str = "sock_send_length";
     pub const SOCK_RECV: &str = "sock_recv_length";
     pub const SOCK_STATE: &str = "inet_sock_set_state";
@@ -101,6 +106,7 @@ pub mod program {
 
 pub mod global {
     pub const SOCK_OFFSETS: &str = "SOCK_OFFSETS";
+    pub const SYSTEM_CALLS: &str = "SYSTEM_CALLS";
     /// Nanoseconds between two answers to dropped packets, on each CPU; 0 for silence.
     pub const ANSWER_INTERVAL: &str = "ANSWER_INTERVAL_NS";
     /// Number of the only network namespace whose sockets are followed; 0 for all.
@@ -135,6 +141,10 @@ pub mod capacity {
     pub const HELLO_BUDGETS: u32 = 256;
     pub const CALLS: u32 = 16_384;
     pub const CONNECTIONS: u32 = 65_536;
+    /// Records between the TLS library and a socket.
+    pub const CIPHERTEXT: u32 = 16_384;
+    /// Processes that carry ciphertext themselves.
+    pub const CARRIERS: u32 = 1_024;
     /// In bytes; a power of two and a multiple of the page size.
     pub const RING_BYTES: u32 = 8 * 1024 * 1024;
 }

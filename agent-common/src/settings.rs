@@ -81,3 +81,25 @@ pub struct SockOffsets {
     /// Within `struct net`: of the number that `/proc/PID/ns/net` shows.
     pub namespace_number: u32,
 }
+
+/// How to find the buffer of the system call that a thread is in: where `struct pt_regs` has what
+/// (byte offsets), and the numbers of the calls.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SystemCalls {
+    /// Of the call's number.
+    pub number: u32,
+    /// Of the call's second argument.
+    pub second_argument: u32,
+    /// `(int, void *, size_t, …)`
+    pub read: u32,
+    pub recvfrom: u32,
+    pub write: u32,
+    pub sendto: u32,
+    /// `(int, struct iovec *, …)`
+    pub readv: u32,
+    pub writev: u32,
+    /// `(int, struct msghdr *, …)`
+    pub recvmsg: u32,
+    pub sendmsg: u32,
+}

@@ -56,7 +56,8 @@ fn begin(ctx: &ProbeContext, address: u64, buffer: u64, direction: u32, signatur
     let goroutine = goroutine(ctx);
     let object = TlsObject { address, tgid: goroutine.tgid, reserved: 0 };
     let signature = signature as u32;
-    let call = Call { object, buffer, length_at: 0, direction, signature };
+    let call =
+        Call { object, buffer, length_at: 0, direction, signature, used_socket: 0, reserved: 0 };
     let Some([low, high]) = stack(goroutine) else {
         lost(Loss::Unreadable, 0);
         return;
@@ -125,7 +126,7 @@ pub fn leave_handshake(ctx: &ProbeContext) {
     }
 }
 
-/// `sock_send_length` and `sock_recv_length`, as in [`socket::used`]. Go has its goroutine in R14
+/// `sock_send_length` and `sock_recv_length`, as in [`socket::used_first`]. Go has its goroutine in R14
 /// when it makes the system call, whatever thread it is on.
 #[inline(always)]
 pub fn used(ctx: &BtfTracePointContext) {

@@ -7,6 +7,7 @@
 
 mod answer;
 mod atomic;
+mod ciphertext;
 mod client_hello;
 mod flows;
 mod go;
@@ -23,6 +24,7 @@ mod search;
 mod socket;
 mod steer;
 mod steps;
+mod system_call;
 mod uprobe;
 
 use aya_ebpf::{
@@ -118,6 +120,20 @@ pub fn ssl_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// `int BIO_write(BIO *b, const void *data, int dlen)`, or `BIO_write_ex`, or what both call
+#[uprobe]
+pub fn bio_written(ctx: ProbeContext) -> u32 {
+    ciphertext::sealed(&ctx);
+    0
+}
+
+/// `int SSL_clear(SSL *s)`
+#[uprobe]
+pub fn ssl_cleared(ctx: ProbeContext) -> u32 {
+    socket::forget(ctx.arg(0).unwrap_or(0));
+    0
+}
+
 /// `SSL *SSL_new(SSL_CTX *ctx)`
 #[uretprobe]
 pub fn ssl_created(ctx: RetProbeContext) -> u32 {
@@ -174,13 +190,13 @@ pub fn go_sock_recv(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
-    socket::used(&ctx);
+    socket::sent(&ctx);
     0
 }
 
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
-    socket::used(&ctx);
+    socket::received(&ctx);
     0
 }
 

@@ -173,6 +173,21 @@ pub static PC_CONNECTIONS: LruHashMap<TlsObject, Connection> =
 pub static PC_SOCKETS: LruHashMap<u64, Owner> =
     LruHashMap::with_max_entries(capacity::CONNECTIONS, 0);
 
+/// Processes that carry the ciphertext between the TLS library and sockets themselves.
+#[map]
+pub static PC_CARRIERS: LruHashMap<u32, u32> = LruHashMap::with_max_entries(capacity::CARRIERS, 0);
+
+/// Records that such a process has from the TLS library, and has not sent yet. What is evicted
+/// leaves its connection unknown until the next record.
+#[map]
+pub static PC_CIPHERTEXT: LruHashMap<Ciphertext, Sealed> =
+    LruHashMap::with_max_entries(capacity::CIPHERTEXT, 0);
+
+/// When such a process made its TLS objects.
+#[map]
+pub static PC_CREATED: LruHashMap<TlsObject, u64> =
+    LruHashMap::with_max_entries(capacity::CONNECTIONS, 0);
+
 /// The number of the next connection.
 #[map]
 pub static PC_NEXT_ID: Array<u64> = Array::with_max_entries(1, 0);
@@ -279,6 +294,9 @@ pub struct Call {
     pub length_at: u64,
     pub direction: u32,
     pub signature: u32,
+    /// Not 0 when the thread has used a socket within the call.
+    pub used_socket: u32,
+    pub reserved: u32,
 }
 
 /// A goroutine: the address of its `g` within a process.
@@ -328,4 +346,21 @@ impl Connection {
 pub struct Owner {
     pub object: TlsObject,
     pub id: u64,
+}
+
+/// A record that no other connection of the process has: bytes that its TLS library chose at random or
+/// encrypted.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ciphertext {
+    pub bytes: [u8; 16],
+    pub tgid: u32,
+}
+
+/// Who made a record, and when.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Sealed {
+    pub object: TlsObject,
+    pub time_ns: u64,
 }

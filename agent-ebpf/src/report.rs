@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
     generated::{bpf_ktime_get_ns, bpf_ringbuf_output},
 };
 use portcullis_common::{
-    event::{ClientHello, Exec, FirstDrop, HelloCount, Loss, TlsClosed, kind},
+    event::{ClientHello, Exec, FirstDrop, HelloCount, Loss, NoSocket, TlsClosed, kind},
     fingerprint::MAX_HELLO,
     net::{Addr, FlowInfo, FlowKey},
 };
@@ -49,6 +49,17 @@ pub fn closed(connection: u64) {
 pub fn exec() {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     output(&Exec { kind: kind::EXEC, pid, time_ns: now() });
+}
+
+/// Whether it could be told.
+#[inline(always)]
+pub fn no_socket(pid: u32) -> bool {
+    let event = NoSocket { kind: kind::NO_SOCKET, pid, time_ns: now() };
+    let told = PC_EVENTS.output::<NoSocket>(&event, 0).is_ok();
+    if !told {
+        lost(Loss::RingFullOther, 0);
+    }
+    told
 }
 
 /// Reports the hello of an assembly, which is this CPU's or locked.

@@ -1,5 +1,6 @@
-//! Which socket lies below a TLS object: the one that the object's own thread sends or
-//! receives on while it is inside a call of the TLS library.
+//! Which socket lies below a TLS object: the one that the object's own thread receives TLS records
+//! from while it is inside a call of the TLS library, or the one that sends the object's records
+//! (see `ciphertext`).
 
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_socket_cookie},
@@ -13,9 +14,10 @@ use portcullis_common::{
 };
 
 use crate::{
-    atomic,
+    atomic, ciphertext,
     maps::{Connection, Owner, PC_CALLS, PC_CONNECTIONS, PC_NEXT_ID, PC_SOCKETS, TlsObject},
     report,
+    system_call::{self, Buffer},
 };
 
 const AF_INET: u16 = 2;
@@ -57,52 +59,85 @@ fn offsets() -> SockOffsets {
     unsafe { core::ptr::read_volatile(&raw const SOCK_OFFSETS) }
 }
 
-/// `sock_send_length` and `sock_recv_length` (include/trace/events/sock.h): `(struct sock *sk,
-/// int ret, int flags)`, on the thread that makes the call.
+/// `sock_recv_length` (include/trace/events/sock.h): `(struct sock *sk, int ret, int flags)`, on
+/// the thread that makes the call.
 #[inline(always)]
-pub fn used(ctx: &BtfTracePointContext) {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: only this thread's own calls write this entry, and it is here.
-    let Some(call) = (unsafe { PC_CALLS.get(thread) }) else { return };
-    let object = call.object;
-    let sock: *mut core::ffi::c_void = ctx.arg(0);
-    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
-    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+pub fn received(ctx: &BtfTracePointContext) {
+    let Some(object) = note_use() else { return };
+    let cookie = cookie_of(ctx);
     // SAFETY: a map value stays readable while the program runs.
     if let Some(known) = unsafe { PC_CONNECTIONS.get(object) }
         && known.cookie == cookie
     {
         return;
     }
-    follow(ctx, object, sock as *const u8, cookie, ANY);
+    // What a callback of the library receives may be from anybody.
+    if system_call::buffer(ctx.arg(1)).is_some_and(|buffer| may_begin_record(&buffer)) {
+        bind(ctx, object, cookie, ANY);
+    }
 }
 
-/// The same for a TLS object that is known by its handshake, or was there before the probes, and
-/// has one socket in its life. The first that is used in its calls is the one: later ones can be
-/// other connections of the program's, which it uses while it is asked for a certificate.
+/// `sock_send_length`, with the same arguments.
 #[inline(always)]
-pub fn used_first(ctx: &BtfTracePointContext, object: TlsObject) {
-    // SAFETY: a map value stays readable while the program runs.
-    if unsafe { PC_CONNECTIONS.get(object) }.is_some() {
+pub fn sent(ctx: &BtfTracePointContext) {
+    note_use();
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if !ciphertext::is_carrier(tgid) {
         return;
     }
-    let sock: *mut core::ffi::c_void = ctx.arg(0);
-    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
-    let cookie = unsafe { bpf_get_socket_cookie(sock) };
-    follow(ctx, object, sock as *const u8, cookie, BPF_NOEXIST);
+    let cookie = cookie_of(ctx);
+    // SAFETY: the value is not looked at.
+    if unsafe { PC_SOCKETS.get(cookie) }.is_some() {
+        return;
+    }
+    let Some(buffer) = system_call::buffer(ctx.arg(1)) else { return };
+    let Some(object) = ciphertext::maker(buffer, tgid) else { return };
+    // SAFETY: the value is not looked at.
+    if unsafe { PC_CONNECTIONS.get(object) }.is_none() {
+        bind(ctx, object, cookie, ANY);
+    }
+}
+
+/// Either of the two, in a call of Go's TLS: of an object that is known by its handshake, or was there
+/// before the probes, and has one socket in its life. The first that is used in its calls is the
+/// one: later ones can be other connections of the program's, which it uses while it is asked for a
+/// certificate.
+#[inline(always)]
+pub fn used_first(ctx: &BtfTracePointContext, object: TlsObject) {
+    // SAFETY: the value is not looked at.
+    if unsafe { PC_CONNECTIONS.get(object) }.is_none() {
+        bind(ctx, object, cookie_of(ctx), BPF_NOEXIST);
+    }
+}
+
+/// The TLS object that the thread is in a call of, and that it uses a socket there.
+#[inline(always)]
+fn note_use() -> Option<TlsObject> {
+    let call = PC_CALLS.get_ptr_mut(bpf_get_current_pid_tgid())?;
+    // SAFETY: a pointer into a map value stays valid while the program runs. Only this thread's
+    // own calls write this entry, and it is here.
+    unsafe {
+        (*call).used_socket = 1;
+        Some((*call).object)
+    }
+}
+
+/// Whether records can begin like this: by type and version (RFC 8446, section 5.1). The client
+/// may send a byte at a time.
+#[inline(always)]
+fn may_begin_record(buffer: &Buffer) -> bool {
+    let is_type = |byte: u8| matches!(byte, 20..=23);
+    match buffer.first::<[u8; 2]>() {
+        Some([record_type, version]) => is_type(record_type) && version == 3,
+        None => buffer.first::<[u8; 1]>().is_some_and(|[record_type]| is_type(record_type)),
+    }
 }
 
 #[inline(always)]
-fn follow(
-    ctx: &BtfTracePointContext,
-    object: TlsObject,
-    sock: *const u8,
-    cookie: u64,
-    replacing: u64,
-) {
-    let Some(flow) = flow_of(sock) else { return };
-    let id = if is_foreign(sock) { Connection::IGNORED } else { next_id() };
-    bind(ctx, object, Connection { id, cookie, moved: [0; 2], flow }, replacing);
+fn cookie_of(ctx: &BtfTracePointContext) -> u64 {
+    let sock: *mut core::ffi::c_void = ctx.arg(0);
+    // SAFETY: the first argument of these tracepoints is a socket, which the verifier knows.
+    unsafe { bpf_get_socket_cookie(sock) }
 }
 
 /// Whether the socket is in another network namespace than the only one to follow.
@@ -162,9 +197,13 @@ fn next_id() -> u64 {
 
 /// A TLS object has a new socket below it: a new connection begins.
 #[inline(always)]
-fn bind(ctx: &BtfTracePointContext, object: TlsObject, connection: Connection, replacing: u64) {
-    let owner = Owner { object, id: connection.id };
-    let cookie = connection.cookie;
+fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, replacing: u64) {
+    let sock: *mut core::ffi::c_void = ctx.arg(0);
+    let sock = sock as *const u8;
+    let Some(flow) = flow_of(sock) else { return };
+    let id = if is_foreign(sock) { Connection::IGNORED } else { next_id() };
+    let connection = Connection { id, cookie, moved: [0; 2], flow };
+    let owner = Owner { object, id };
     let inserted = PC_CONNECTIONS.insert(object, connection, replacing);
     if inserted == Err(-EEXIST) {
         // Another thread was faster.
@@ -176,7 +215,7 @@ fn bind(ctx: &BtfTracePointContext, object: TlsObject, connection: Connection, r
     }
 }
 
-/// A TLS object has just been made at `address` of this process, so what is known of this address
+/// A TLS object has just been made at `address` of this process, or made anew, so what is known of this address
 /// is about an object that is no more. Its socket may be still there: the program can go on
 /// without TLS. (`SSL_free` would come sooner, but it only gives back one of the references to
 /// an object, which may live on.)
@@ -184,6 +223,7 @@ fn bind(ctx: &BtfTracePointContext, object: TlsObject, connection: Connection, r
 pub fn forget(address: u64) {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let object = TlsObject { address, tgid, reserved: 0 };
+    ciphertext::created(object);
     // SAFETY: a map value stays readable while the program runs.
     let Some(earlier) = (unsafe { PC_CONNECTIONS.get(object) }).copied() else { return };
     let _ = PC_CONNECTIONS.remove(object);
@@ -205,9 +245,7 @@ pub fn state_changed(ctx: &BtfTracePointContext) {
     if state != TCP_CLOSE {
         return;
     }
-    let sock: *mut core::ffi::c_void = ctx.arg(0);
-    // SAFETY: the first argument of the tracepoint is a socket, which the verifier knows.
-    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    let cookie = cookie_of(ctx);
     // SAFETY: a map value stays readable while the program runs.
     let Some(owner) = (unsafe { PC_SOCKETS.get(cookie) }).copied() else { return };
     let _ = PC_SOCKETS.remove(cookie);

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use portcullis_common::event::{Loss, MAX_DATA, TlsData, direction, kind};
 
 use crate::{
+    ciphertext,
     maps::{Call, Connection, PC_CALLS, PC_CONNECTIONS, PC_EVENTS, TlsObject},
     report::{lost, now},
 };
@@ -38,6 +39,8 @@ pub fn enter(ctx: &ProbeContext, direction: u32, signature: Signature, length_ar
         length_at: ctx.arg(length_argument).unwrap_or(0),
         direction,
         signature: signature as u32,
+        used_socket: 0,
+        reserved: 0,
     };
     if PC_CALLS.insert(thread, call, 0).is_err() {
         lost(Loss::TableFull, 0);
@@ -52,10 +55,14 @@ pub fn leave(ctx: &RetProbeContext) {
     // The entry is there, so this cannot fail in a way that matters.
     let _ = PC_CALLS.remove(thread);
     let len = moved(ctx, &call);
+    let connection = PC_CONNECTIONS.get_ptr_mut(call.object);
+    if connection.is_none() && call.used_socket == 0 {
+        ciphertext::found_carrier(call.object.tgid);
+    }
     if len == 0 {
         return;
     }
-    let Some(connection) = PC_CONNECTIONS.get_ptr_mut(call.object) else {
+    let Some(connection) = connection else {
         lost(Loss::NoSocket, u64::from(len));
         return;
     };

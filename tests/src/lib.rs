@@ -26,6 +26,7 @@
 pub mod agent;
 mod assembled;
 pub mod bench;
+pub mod capture;
 pub mod certs;
 pub mod client;
 pub mod curl;

@@ -127,6 +127,11 @@ fn a_connection_from_before_the_agent_is_read_from_its_next_request() {
     }
     let seen = agent.wait_for_metric(SOON, TRANSACTIONS, |seen| seen >= 5.0);
     assert_eq!(seen.expect("seen"), 5.0);
+    // NGINX has OpenSSL use the socket, and must not pay for programs that do it themselves.
+    let log = agent.log();
+    for worker in scene.nginx.workers() {
+        assert!(!log.contains(&format!("process {worker} carries ciphertext")), "{log}");
+    }
     assert!(is_served(scene.attacker(), &scene.client, scene.server(Family::V4)));
 }
 

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use portcullis_tests::agent::Agent;
+use portcullis_tests::capture::Capture;
 use portcullis_tests::certs::Certs;
-use portcullis_tests::client::{Client, Request};
+use portcullis_tests::client::{Client, Connection, Request};
 use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::nginx::NAME;
 use portcullis_tests::process::Process;
@@ -15,7 +16,6 @@ use portcullis_tests::wait;
 const PREFIX: &str = "pcx-socks";
 const PORT: u16 = 8443;
 const TRANSACTIONS: &str = "portcullis_transactions_total";
-const NO_SOCKET: &str = "portcullis_lost_bytes_total{loss=\"no_socket\"}";
 /// Debian's own Python, which uses the system's OpenSSL.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -91,6 +91,53 @@ complete(lambda: ssl.SSL_write(tls, answer, len(answer)))
 second.recv(1)
 "#;
 
+/// Answers requests over memory up to one that says it is the last, then one more on another connection
+/// by the same TLS object, with the first socket still there.
+const CLEARED: &str = r#"
+import ctypes, socket, sys
+from ctypes import c_void_p
+port, cert, key = sys.argv[1:]
+ssl, crypto = ctypes.CDLL("libssl.so.3"), ctypes.CDLL("libcrypto.so.3")
+for name in ["TLS_server_method", "SSL_CTX_new", "SSL_new"]:
+    getattr(ssl, name).restype = c_void_p
+crypto.BIO_new.restype = crypto.BIO_s_mem.restype = c_void_p
+context = c_void_p(ssl.SSL_CTX_new(c_void_p(ssl.TLS_server_method())))
+assert ssl.SSL_CTX_use_certificate_chain_file(context, cert.encode()) == 1
+assert ssl.SSL_CTX_use_PrivateKey_file(context, key.encode(), 1) == 1
+answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+buffer, sealed = ctypes.create_string_buffer(65536), ctypes.create_string_buffer(65536)
+listener = socket.create_server(("0.0.0.0", int(port)))
+print("ready", flush=True)
+
+tls = c_void_p(ssl.SSL_new(context))
+def serve(connection):
+    input, output = (c_void_p(crypto.BIO_new(c_void_p(crypto.BIO_s_mem()))) for _ in range(2))
+    ssl.SSL_set_bio(tls, input, output)
+    def complete(call):
+        while True:
+            done = call()
+            moved = crypto.BIO_read(output, sealed, 65536)
+            if moved > 0:
+                connection.sendall(sealed.raw[:moved])
+            if done > 0:
+                return done
+            data = connection.recv(65536)
+            assert data
+            crypto.BIO_write(input, data, len(data))
+    complete(lambda: ssl.SSL_accept(tls))
+    while True:
+        length = complete(lambda: ssl.SSL_read(tls, buffer, 65536))
+        complete(lambda: ssl.SSL_write(tls, answer, len(answer)))
+        if b"Last: 1" in buffer.raw[:length]:
+            return
+first, _ = listener.accept()
+serve(first)
+assert ssl.SSL_clear(tls) == 1
+second, _ = listener.accept()
+serve(second)
+second.recv(1)
+"#;
+
 /// Answers requests over Multipath TCP.
 const MPTCP_SERVER: &str = r#"
 import socket, ssl, sys
@@ -124,7 +171,7 @@ with context.wrap_socket(plain, server_hostname=address) as tls:
 #[test]
 fn a_tls_object_in_the_place_of_another_has_not_its_socket() {
     let lab = Lab::new(PREFIX, 2).expect("a laboratory");
-    let agent = Agent::start(&lab, "").expect("the agent");
+    let capture = Capture::start(&lab).expect("the probes");
     let certs = certs(&lab);
     let _python = serve(&lab, REUSE, &certs);
     let client = Client::trusting(&certs.ca).expect("a client");
@@ -132,17 +179,61 @@ fn a_tls_object_in_the_place_of_another_has_not_its_socket() {
     let ask = |host: &Host| {
         host.run(|| {
             let mut connection = client.connect(server)?;
-            let answer = connection.request(&Request::get("/"))?;
+            let path = format!("/{}", connection.local_address()?);
+            let answer = connection.request(&Request::get(&path))?;
             assert_eq!(answer.status, 200);
             Ok(connection)
         })
     };
     let _first = ask(lab.client(0)).expect("an answer");
-    agent.wait_for_metric(SOON, TRANSACTIONS, |seen| seen == 1.0).expect("the first");
+    let reads = |least| {
+        let reads = capture.reads(server);
+        Ok((reads.len() >= least).then_some(reads))
+    };
+    wait::until(SOON, "the first", || reads(1)).expect("the first");
     let _second = ask(lab.client(1)).expect("an answer");
-    // The second one's sender is unknown, and not the first one.
-    agent.wait_for_metric(SOON, NO_SOCKET, |lost| lost > 0.0).expect("unknown");
-    assert_eq!(agent.metric(TRANSACTIONS).expect("metrics"), Some(1.0));
+    // The second one's sender may be unknown yet, but is not the first one.
+    let counted = wait::until(SOON, "the second", || {
+        Ok(reads(2)?.is_some().then_some(()).or((capture.without_socket()? > 0).then_some(())))
+    });
+    counted.expect("seen or counted");
+    for read in capture.reads(server) {
+        assert_eq!(read.sender(), Some(read.client));
+    }
+}
+
+#[test]
+fn a_tls_object_that_begins_anew_leaves_its_socket() {
+    let lab = Lab::new(PREFIX, 2).expect("a laboratory");
+    let capture = Capture::start(&lab).expect("the probes");
+    let certs = certs(&lab);
+    let _python = serve(&lab, CLEARED, &certs);
+    let client = Client::trusting(&certs.ca).expect("a client");
+    let server = SocketAddr::new(lab.server().v4().into(), PORT);
+    let connect = |host: &Host| host.run(|| client.connect(server)).expect("a connection");
+    let ask = |connection: &mut Connection, last: &str| {
+        let path = format!("/{}", connection.local_address()?);
+        let answer = connection.request(&Request::get(&path).header("Last", last))?;
+        anyhow::ensure!(answer.status == 200, "{}", answer.status);
+        Ok(())
+    };
+    let mut first = connect(lab.client(0));
+    let known = wait::until(SOON, "the first", || {
+        ask(&mut first, "0")?;
+        Ok((!capture.reads(server).is_empty()).then_some(()))
+    });
+    known.expect("known");
+    ask(&mut first, "1").expect("an answer");
+    let mut second = connect(lab.client(1));
+    ask(&mut second, "1").expect("an answer");
+    let own = second.local_address().expect("an address");
+    let reads = wait::until(SOON, "the second", || {
+        let reads = capture.reads(server);
+        Ok(reads.iter().any(|read| read.sender() == Some(own)).then_some(reads))
+    });
+    for read in reads.expect("seen") {
+        assert_eq!(read.sender(), Some(read.client));
+    }
 }
 
 #[test]

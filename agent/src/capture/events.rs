@@ -2,7 +2,7 @@
 
 use aya::Pod;
 use portcullis_common::event::{
-    self, ClientHello, Exec, FirstDrop, QuicInitial, TlsClosed, TlsData, kind,
+    self, ClientHello, Exec, FirstDrop, NoSocket, QuicInitial, TlsClosed, TlsData, kind,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,7 @@ pub enum Event<'a> {
     TlsClosed(TlsClosed),
     FirstDrop(FirstDrop),
     Exec(Exec),
+    NoSocket(NoSocket),
     ClientHello(ClientHello, &'a [u8]),
     QuicInitial(QuicInitial, &'a [u8]),
 }
@@ -42,6 +43,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
             Ok(Event::QuicInitial(header, front(rest, header.len, record)?))
         }
         kind::EXEC => Ok(Event::Exec(read(record)?.0)),
+        kind::NO_SOCKET => Ok(Event::NoSocket(read(record)?.0)),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -104,6 +106,8 @@ mod tests {
         assert!(matches!(decode(&quic), Ok(Event::QuicInitial(_, b"ab"))));
         let exec = Exec { kind: kind::EXEC, pid: 9, ..Default::default() };
         assert!(matches!(decode(&bytes_of(&exec)), Ok(Event::Exec(e)) if e.pid == 9));
+        let found = NoSocket { kind: kind::NO_SOCKET, pid: 10, ..Default::default() };
+        assert!(matches!(decode(&bytes_of(&found)), Ok(Event::NoSocket(n)) if n.pid == 10));
     }
 
     #[test]

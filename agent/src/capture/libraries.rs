@@ -6,21 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::read::ReadCache;
-use object::{Object, ObjectSymbol};
 
-use super::programs;
+use super::elf::Functions;
+use super::examined::{Examined, FileId, Verdict, Version, problem_of, version_of};
+use super::go;
 
 /// Longest ELF file whose symbols are read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
-/// As much of a library is read, in bytes; the largest known is a tenth of that.
-const MAX_LIBRARY: u64 = 64 * 1024 * 1024;
 /// Lines of one `maps` file that are read; the kernel's default limit of mappings.
 const MAX_MAPPINGS: usize = 65_530;
 
@@ -51,11 +50,6 @@ impl Stack {
             Self::Go => "Go",
             Self::Java => "Java",
         }
-    }
-
-    /// The problem of those that no probe is made for.
-    pub(super) fn not_seen(self) -> String {
-        format!("{}: its plaintext is not seen yet", self.name())
     }
 }
 
@@ -92,34 +86,81 @@ pub struct Scan {
     pub unreadable: usize,
 }
 
-/// Looks at every process under `proc`, normally `/proc`. With `programs`, also at the programs
-/// themselves for TLS that is linked in, which reads more files.
+/// Looks at every process under `proc`, normally `/proc`, for as long as that takes.
 ///
 /// # Errors
 /// When `proc` cannot be listed. A process that ends meanwhile is left out.
-pub fn scan(proc: &Path, programs: bool) -> io::Result<Scan> {
+pub fn scan_fully(proc: &Path) -> io::Result<Scan> {
+    scan(proc, &mut Examined::patiently())
+}
+
+/// Looks at every process under `proc`. Files that `examined` has no time for are left out.
+///
+/// # Errors
+/// When `proc` cannot be listed. A process that ends meanwhile is left out.
+pub fn scan(proc: &Path, examined: &mut Examined) -> io::Result<Scan> {
+    examined.begin();
     let mut found: BTreeMap<FileId, Vec<Mapping>> = BTreeMap::new();
     let mut unreadable = 0;
     for pid in processes(proc)? {
-        let Process { libraries, denied } = scan_process(proc, pid);
+        let wanted = &mut |id: &FileId, file: &Mapping| is_tls(proc, id, file, examined);
+        let Process { libraries, denied } = scan_process(proc, pid, wanted);
         unreadable += usize::from(denied);
         for (id, mapping) in libraries {
             found.entry(id).or_default().push(mapping);
         }
     }
-    let mut libraries: Vec<_> =
-        found.into_iter().filter_map(|(id, mappings)| identify(proc, &id, &mappings)).collect();
-    if programs {
-        libraries.extend(programs::scan(proc, processes(proc)?, &libraries));
-    }
+    let mut libraries: Vec<_> = found
+        .into_iter()
+        .filter_map(|(id, mappings)| identify(proc, &id, &mappings, examined))
+        .collect();
+    examined.forget_unseen();
     libraries.sort_by(|a, b| (&a.path, a.inode).cmp(&(&b.path, b.inode)));
     Ok(Scan { libraries, unreadable })
 }
 
 /// The TLS libraries of one process, as of this moment. Empty when it has ended.
-pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
-    let libraries = scan_process(proc, pid).libraries.into_iter();
-    libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping])).collect()
+pub fn scan_one(proc: &Path, pid: u32, examined: &mut Examined) -> Vec<LibraryFile> {
+    examined.begin();
+    let wanted = &mut |id: &FileId, file: &Mapping| is_tls(proc, id, file, examined);
+    let libraries = scan_process(proc, pid, wanted).libraries.into_iter();
+    libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping], examined)).collect()
+}
+
+/// Whether a file holds TLS by its name, or by what is in it.
+fn is_tls(proc: &Path, id: &FileId, file: &Mapping, examined: &mut Examined) -> bool {
+    stack_of_path(&file.path).is_some() || examine(proc, id, file, examined).is_some()
+}
+
+fn examine(proc: &Path, id: &FileId, file: &Mapping, examined: &mut Examined) -> Option<Verdict> {
+    if !file.executable {
+        return None;
+    }
+    let open = || Some(file.open(proc, id.1).ok()?.1);
+    examined.verdict(id, || file.version(proc, id.1), open)
+}
+
+/// The files of one process with parts of OpenSSL in them: libssl and libcrypto by their names, and
+/// what has all of it.
+pub fn openssl_files(
+    proc: &Path,
+    pid: u32,
+    examined: &mut Examined,
+) -> Vec<(PathBuf, OpenLibrary)> {
+    examined.begin();
+    let is_openssl = &mut |id: &FileId, file: &Mapping| {
+        let name = file.path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| has_stem(name, "libssl") || has_stem(name, "libcrypto"))
+            || examine(proc, id, file, examined)
+                .is_some_and(|(stack, problem)| stack == Stack::StaticOpenSsl && problem.is_none())
+    };
+    let files = scan_process(proc, pid, is_openssl).libraries.into_iter();
+    files
+        .filter_map(|((_, inode), mapping)| {
+            let (_, file) = mapping.open(proc, inode).ok()?;
+            Some((mapping.path, OpenLibrary(file)))
+        })
+        .collect()
 }
 
 /// A library file by its path, whoever maps it.
@@ -129,7 +170,7 @@ pub fn scan_one(proc: &Path, pid: u32) -> Vec<LibraryFile> {
 pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
     let file = open_regular(path)?;
     let meta = file.metadata()?;
-    let (stack, problem) = match programs::go_verdict(&file) {
+    let (stack, problem) = match go::verdict(&file) {
         Some(problem) => (Stack::Go, problem),
         None => verdict(Stack::OtherLibSsl, file),
     };
@@ -169,23 +210,20 @@ impl OpenLibrary {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
+    /// Its content, read where it is asked for.
+    ///
     /// # Errors
-    /// When it can't be read.
-    pub fn read(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        (&self.0).take(MAX_LIBRARY).read_to_end(&mut bytes)?;
-        Ok(bytes)
+    /// When it can't be opened once more.
+    pub fn content(&self) -> io::Result<ReadCache<File>> {
+        Ok(ReadCache::new(self.0.try_clone()?))
     }
 }
 
 /// Every process there is, in ascending order.
-pub(super) fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
+fn processes(proc: &Path) -> io::Result<BTreeSet<u32>> {
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     Ok(fs::read_dir(proc)?.flatten().filter_map(pid).collect())
 }
-
-/// A file as `maps` names it: major and minor device number in hexadecimal, and inode.
-type FileId = (String, u64);
 
 /// Where a process maps a library.
 struct Mapping {
@@ -194,7 +232,7 @@ struct Mapping {
     range: String,
     path: PathBuf,
     deleted: bool,
-    stack: Stack,
+    executable: bool,
 }
 
 #[derive(Default)]
@@ -203,7 +241,12 @@ struct Process {
     denied: bool,
 }
 
-fn scan_process(proc: &Path, pid: u32) -> Process {
+/// The files that `wanted` wants; it is asked for each mapping.
+fn scan_process(
+    proc: &Path,
+    pid: u32,
+    wanted: &mut dyn FnMut(&FileId, &Mapping) -> bool,
+) -> Process {
     let file = match File::open(proc.join(pid.to_string()).join("maps")) {
         Ok(file) => file,
         Err(error) => {
@@ -224,7 +267,9 @@ fn scan_process(proc: &Path, pid: u32) -> Process {
                 break;
             }
         }
-        if let Some((id, mapping)) = parse_mapping(pid, &line) {
+        if let Some((id, mapping)) = parse_mapping(pid, &line)
+            && wanted(&id, &mapping)
+        {
             process.libraries.entry(id).or_insert(mapping);
         }
     }
@@ -238,22 +283,31 @@ fn parse_mapping(pid: u32, line: &[u8]) -> Option<(FileId, Mapping)> {
     let (fields, name) = line.split_at_checked(slash)?;
     let stripped = name.strip_suffix(b" (deleted)");
     let path = Path::new(std::ffi::OsStr::from_bytes(stripped.unwrap_or(name)));
-    let stack = stack_of_name(path.file_name()?.to_str()?)?;
+    path.file_name()?;
     let mut fields = str::from_utf8(fields).ok()?.split_ascii_whitespace();
     let range = fields.next()?.to_owned();
-    let dev = fields.nth(2)?.to_owned();
+    let executable = fields.next()?.contains('x');
+    let dev = fields.nth(1)?.to_owned();
     let inode = fields.next()?.parse().ok()?;
     let path = path.to_owned();
-    Some(((dev, inode), Mapping { pid, range, path, deleted: stripped.is_some(), stack }))
+    Some(((dev, inode), Mapping { pid, range, path, deleted: stripped.is_some(), executable }))
+}
+
+fn stack_of_path(path: &Path) -> Option<Stack> {
+    stack_of_name(path.file_name()?.to_str()?)
+}
+
+/// Whether a file name is that of `library` in some version. Wheels and similar packages add a hash
+/// to it: `libssl-3e69114b.so.3`.
+fn has_stem(name: &str, library: &str) -> bool {
+    let stem = name.split_once(".so").map(|(stem, _)| stem);
+    let rest = stem.and_then(|stem| stem.strip_prefix(library));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
 /// What a library of this name holds at first sight.
 fn stack_of_name(name: &str) -> Option<Stack> {
-    let (stem, _) = name.split_once(".so")?;
-    // Wheels and similar packages add a hash to the name: `libssl-3e69114b.so.3`.
-    let is = |library: &str| {
-        stem.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
+    let is = |library: &str| has_stem(name, library);
     if is("libssl") {
         Some(Stack::OtherLibSsl)
     } else if is("libgnutls") {
@@ -269,14 +323,21 @@ fn stack_of_name(name: &str) -> Option<Stack> {
 
 /// Opens the file through the first process that still lets us, and looks at what it really is.
 /// `None` when it is gone with its processes.
-fn identify(proc: &Path, (_, inode): &FileId, mappings: &[Mapping]) -> Option<LibraryFile> {
+fn identify(
+    proc: &Path,
+    id: &FileId,
+    mappings: &[Mapping],
+    examined: &mut Examined,
+) -> Option<LibraryFile> {
+    let (_, inode) = id;
     let first = mappings.first()?;
+    let by_name = stack_of_path(&first.path);
     let mut library = LibraryFile {
         path: first.path.clone(),
         mapped_as: first.path.clone(),
         dev: 0,
         inode: *inode,
-        stack: first.stack,
+        stack: by_name.unwrap_or(Stack::StaticOpenSsl),
         problem: None,
         pids: mappings.iter().map(|mapping| mapping.pid).collect(),
     };
@@ -287,7 +348,10 @@ fn identify(proc: &Path, (_, inode): &FileId, mappings: &[Mapping]) -> Option<Li
                 library.dev = file.metadata().ok()?.dev();
                 library.path = path;
                 library.mapped_as.clone_from(&mapping.path);
-                (library.stack, library.problem) = verdict(mapping.stack, file);
+                (library.stack, library.problem) = match by_name {
+                    Some(stack) => verdict(stack, file),
+                    None => examine(proc, id, mapping, examined)?,
+                };
                 return Some(library);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -299,6 +363,17 @@ fn identify(proc: &Path, (_, inode): &FileId, mappings: &[Mapping]) -> Option<Li
 }
 
 impl Mapping {
+    /// When the file was last changed, if it can be seen; without opening it.
+    fn version(&self, proc: &Path, inode: u64) -> Option<Version> {
+        let process = proc.join(self.pid.to_string());
+        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
+        let there = fs::metadata(process.join("root").join(inside)).ok();
+        let there = there.filter(|there| !self.deleted && there.ino() == inode);
+        let there =
+            there.or_else(|| fs::metadata(process.join("map_files").join(&self.range)).ok());
+        there.map(|there| version_of(&there))
+    }
+
     /// The plain path when it leads to the same file, for that outlives the process; else
     /// through the process's root directory; else, for a file that has been replaced or deleted,
     /// through the mapping itself, which takes `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
@@ -325,7 +400,7 @@ impl Mapping {
     }
 }
 
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+fn open_regular(path: &Path) -> io::Result<File> {
     // Without O_NONBLOCK a named pipe in a container could hold the agent up.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let meta = file.metadata()?;
@@ -337,31 +412,20 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
 
 fn verdict(stack: Stack, file: File) -> (Stack, Option<String>) {
     match stack {
-        Stack::OtherLibSsl => match lib_ssl(file) {
-            Ok(true) => (Stack::OpenSsl3, None),
-            Ok(false) => {
-                let problem = "not OpenSSL 3: its plaintext is not seen yet";
-                (Stack::OtherLibSsl, Some(problem.to_owned()))
+        Stack::OtherLibSsl => {
+            let cache = ReadCache::new(file);
+            match object::File::parse(&cache) {
+                Ok(elf) => match problem_of(&Functions::of(&elf, &cache)) {
+                    None => (Stack::OpenSsl3, None),
+                    problem => (Stack::OtherLibSsl, problem),
+                },
+                Err(error) => {
+                    (Stack::OtherLibSsl, Some(format!("its symbols can't be read: {error}")))
+                }
             }
-            Err(error) => (Stack::OtherLibSsl, Some(format!("its symbols can't be read: {error}"))),
-        },
-        other => (other, Some(other.not_seen())),
+        }
+        other => (other, Some(format!("{}: its plaintext is not seen yet", other.name()))),
     }
-}
-
-/// Whether the file exports what only OpenSSL 3 does, beside the functions that are probed.
-fn lib_ssl(file: File) -> object::Result<bool> {
-    const NEEDED: [&[u8]; 5] =
-        [b"SSL_read", b"SSL_write", b"SSL_read_ex", b"SSL_write_ex", b"SSL_CTX_new_ex"];
-    let cache = ReadCache::new(file);
-    let elf = object::File::parse(&cache)?;
-    let names: BTreeSet<&[u8]> = elf
-        .dynamic_symbols()
-        .filter(|symbol| symbol.is_definition())
-        .filter_map(|symbol| symbol.name_bytes().ok())
-        .filter(|name| NEEDED.contains(name))
-        .collect();
-    Ok(names.len() == NEEDED.len())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! attaching takes milliseconds.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,16 +14,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, MapData};
 use aya::programs::BtfTracePoint;
 use aya::programs::uprobe::{UProbe, UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::{Btf, Ebpf};
 use aya_log::EbpfLogger;
-use portcullis_common::names::program;
+use portcullis_common::names::{map, program};
 
+use super::carriers::Carriers;
+use super::examined::Examined;
 use super::go;
 use super::inventory::{FileId, Inventory};
-use super::libraries::{self, LibraryFile, OpenLibrary, Scan, Stack};
-use super::programs::Programs;
+use super::libraries::{self, LibraryFile, OpenLibrary, Stack};
 use super::sites::{self, Site};
 use super::writes::Writes;
 use crate::config::{Capture, ProbeSites};
@@ -103,12 +106,25 @@ pub struct State {
     /// Libraries that were refused: too many have probes already, or this one is not as the probes
     /// need it.
     pub libraries_refused: u64,
+    /// Processes that carry ciphertext themselves, and were refused because too many do.
+    pub carriers_refused: u64,
 }
 
 impl State {
     pub fn attached(&self) -> usize {
         self.probed.iter().filter(|probed| probed.problem.is_none()).count()
     }
+}
+
+/// What the thread is asked for.
+enum Request {
+    /// To look at a process that has replaced its program.
+    Look(u32),
+    /// To probe where records leave the TLS library of a process.
+    Carrier(u32),
+    /// To see what [`Writes`] has.
+    Wake,
+    Stop,
 }
 
 /// The thread that attaches. Dropping it detaches everything.
@@ -128,6 +144,7 @@ impl Probes {
         // What the programs themselves have to say, through the `log` crate.
         let programs_log =
             EbpfLogger::init(&mut ebpf.lock()).context("can't read the programs' own messages")?;
+        let carriers = Carriers::new(take_carriers(&mut ebpf.lock())?);
         load_probes(&mut ebpf.lock())?;
         attach_tracepoints(&mut ebpf.lock())?;
         let state = Arc::new(Mutex::new(State::default()));
@@ -138,7 +155,8 @@ impl Probes {
             proc,
             state: Arc::clone(&state),
             inventory: Inventory::new(),
-            programs: Programs::new(),
+            examined: Examined::in_steps(),
+            carriers,
             go_is_traced: false,
             // With no room in the queue, the thread is awake.
             writes: Writes::start(move || drop(wake.try_send(Request::Wake)))?,
@@ -156,7 +174,16 @@ impl Probes {
 
     /// A process has replaced its program.
     pub fn process_started(&self, pid: u32) {
-        if let Err(TrySendError::Full(_)) = self.requests.try_send(Request::Started(pid)) {
+        self.ask(Request::Look(pid));
+    }
+
+    /// A process carries ciphertext between the TLS library and its sockets itself.
+    pub fn carrier_found(&self, pid: u32) {
+        self.ask(Request::Carrier(pid));
+    }
+
+    fn ask(&self, request: Request) {
+        if let Err(TrySendError::Full(_)) = self.requests.try_send(request) {
             lock(&self.state).looks_skipped += 1;
         }
     }
@@ -182,13 +209,19 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
-    let openssl = ENTRIES.into_iter().chain([program::SSL_RETURN, program::SSL_CREATED]);
-    for name in openssl.chain(GO) {
+    let others =
+        [program::SSL_RETURN, program::SSL_CREATED, program::SSL_CLEARED, program::BIO_WRITTEN];
+    for name in ENTRIES.into_iter().chain(others).chain(GO) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
     }
     Ok(())
+}
+
+fn take_carriers(ebpf: &mut Ebpf) -> Result<HashMap<MapData, u32, u32>> {
+    let map = ebpf.take_map(map::CARRIERS).context("the object has no map of carriers")?;
+    map.try_into().context("the map of carriers is of another kind")
 }
 
 fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<()> {
@@ -217,15 +250,6 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
 /// The probes of one file, each with its program.
 type Links = Vec<(&'static str, UProbeLinkId)>;
 
-/// What the thread is asked for.
-enum Request {
-    /// This process has replaced its program.
-    Started(u32),
-    /// [`Writes`] has something.
-    Wake,
-    Stop,
-}
-
 /// A look at a process that is still to come.
 struct Look {
     due: Instant,
@@ -238,7 +262,8 @@ struct Attacher {
     proc: PathBuf,
     state: Arc<Mutex<State>>,
     inventory: Inventory<Links>,
-    programs: Programs,
+    examined: Examined,
+    carriers: Carriers<Links>,
     /// [`GO_TRACEPOINTS`] are attached.
     go_is_traced: bool,
     writes: Writes,
@@ -249,7 +274,8 @@ struct Attacher {
 impl Attacher {
     fn run(mut self, requests: &Receiver<Request>) {
         let mut looks: VecDeque<Look> = VecDeque::new();
-        let mut next_rescan = Instant::now() + RESCAN;
+        // At once for what the first one had no time for.
+        let mut next_rescan = Instant::now() + LOOKS[0];
         loop {
             let next_look = looks.iter().map(|look| look.due).min();
             let wake = next_look.map_or(next_rescan, |due| due.min(next_rescan));
@@ -258,7 +284,8 @@ impl Attacher {
                 wait = Duration::ZERO;
             }
             match requests.recv_timeout(wait) {
-                Ok(Request::Started(pid)) => self.queue(&mut looks, pid, 0),
+                Ok(Request::Look(pid)) => self.queue(&mut looks, pid, 0),
+                Ok(Request::Carrier(pid)) => self.attend_to(pid),
                 Ok(Request::Wake) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -269,7 +296,10 @@ impl Attacher {
             self.forget_one_gone();
             if Instant::now() >= next_rescan {
                 self.rescan();
-                next_rescan = Instant::now() + RESCAN;
+                self.review_carriers();
+                // Files that it had no time for are not to wait as long.
+                let wait = if self.examined.is_unfinished() { LOOKS[1] } else { RESCAN };
+                next_rescan = Instant::now() + wait;
             }
         }
     }
@@ -290,27 +320,25 @@ impl Attacher {
                 looks.push_back(look);
                 continue;
             }
-            let mut libraries = libraries::scan_one(&self.proc, look.pid);
-            libraries.extend(self.programs.of(&self.proc, [look.pid]));
-            libraries.into_iter().for_each(|library| self.consider(library, false));
+            for library in libraries::scan_one(&self.proc, look.pid, &mut self.examined) {
+                self.consider(library, false);
+            }
             self.queue(looks, look.pid, look.round + 1);
         }
     }
 
     fn rescan(&mut self) {
-        match self.scan() {
+        let follows = self.examined.is_unfinished();
+        match libraries::scan(&self.proc, &mut self.examined) {
             Ok(scan) => {
-                self.inventory.rescanned(&scan);
+                // One that follows soon for the sake of the last one says nothing of what has gone.
+                if !follows {
+                    self.inventory.rescanned(&scan);
+                }
                 scan.libraries.into_iter().for_each(|library| self.consider(library, false));
             }
             Err(error) => tracing::warn!("can't look for TLS libraries: {error}"),
         }
-    }
-
-    fn scan(&mut self) -> std::io::Result<Scan> {
-        let mut scan = libraries::scan(&self.proc, false)?;
-        scan.libraries.extend(self.programs.of(&self.proc, libraries::processes(&self.proc)?));
-        Ok(scan)
     }
 
     fn attach_files(&mut self, extra: &[PathBuf]) {
@@ -350,20 +378,78 @@ impl Attacher {
         Some(probed.remove(index).library.mapped_as)
     }
 
+    /// Probes where records leave the TLS library of one process, for that process alone: most servers
+    /// have the library use the socket, and need not pay for it.
+    fn attend_to(&mut self, pid: u32) {
+        if self.carriers.has(pid) {
+            return;
+        }
+        if self.carriers.is_full() {
+            lock(&self.state).carriers_refused += 1;
+            return;
+        }
+        let mut links = Vec::new();
+        for (name, file) in libraries::openssl_files(&self.proc, pid, &mut self.examined) {
+            match self.attach_carry(&file, pid) {
+                Ok(more) => links.extend(more),
+                Err(error) => {
+                    tracing::warn!("can't attach to {} of {pid}: {error:#}", name.display());
+                }
+            }
+        }
+        tracing::info!("process {pid} carries ciphertext itself: {} probes for it", links.len());
+        self.carriers.insert(&self.proc, pid, links);
+    }
+
+    fn attach_carry(&mut self, file: &OpenLibrary, pid: u32) -> Result<Links> {
+        let pid = NonZeroU32::new(pid).context("no process has the number 0")?;
+        let mut links = Vec::new();
+        for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
+            let scope = UProbeScope::OneProcess(pid);
+            match self.attach_at(&file.path(), &site, scope) {
+                Ok(link) => links.push((site.program, link)),
+                Err(error) => {
+                    self.detach(links);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    /// Takes the probes off processes that are no more, and makes up for lost reports.
+    fn review_carriers(&mut self) {
+        loop {
+            match self.carriers.take_gone(&self.proc) {
+                Ok(Some(links)) => self.detach(links),
+                Ok(None) => break,
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+        for pid in self.carriers.waiting() {
+            if !self.carriers.is_full() {
+                self.attend_to(pid);
+            }
+        }
+    }
+
     /// Attaches to a library file that is supported and new. One that is `kept` has its probes
     /// until the end, whether a process maps it or not.
     fn consider(&mut self, library: LibraryFile, kept: bool) {
         let id = id_of(&library);
-        let is_go = library.stack == Stack::Go;
-        if !library.supported() && !is_go || self.inventory.sighted(id) {
+        if self.inventory.sighted(id) {
+            return;
+        }
+        // Those of other makes are many, and never more than that.
+        if !library.supported() && !matches!(library.stack, Stack::StaticOpenSsl | Stack::Go) {
             return;
         }
         if self.inventory.len() >= MAX_LIBRARIES {
             lock(&self.state).libraries_refused += 1;
             return;
         }
-        if !library.supported() {
-            return self.refuse(library);
+        if let Some(problem) = library.problem.clone() {
+            return self.refuse(library, problem, kept);
         }
         let name = library.mapped_as.display();
         // It could be opened a moment ago, so this is no lasting obstacle: most likely the
@@ -397,20 +483,18 @@ impl Attacher {
         lock(&self.state).probed.push(Probed { library, problem });
     }
 
-    /// A program in Go that is not as the probes need it: told once, as long as it is there.
-    fn refuse(&mut self, library: LibraryFile) {
-        let name = library.mapped_as.display();
-        let problem = library.problem.clone();
-        tracing::warn!("can't attach to {name}: {}", problem.as_deref().unwrap_or_default());
-        self.inventory.insert(id_of(&library), None, false);
+    /// One that could be read if it were as the probes need it: told once, as long as it is there.
+    fn refuse(&mut self, library: LibraryFile, problem: String, kept: bool) {
+        tracing::warn!("can't read TLS in {}: {problem}", library.mapped_as.display());
+        self.inventory.insert(id_of(&library), None, kept);
         let mut state = lock(&self.state);
         state.libraries_refused += 1;
-        state.probed.push(Probed { library, problem });
+        state.probed.push(Probed { library, problem: Some(problem) });
     }
 
     fn attach_openssl(&mut self, file: &OpenLibrary) -> Result<Links> {
         let mut probes = Vec::new();
-        for site in sites::choose(&file.read()?, self.symbols_only)? {
+        for site in sites::choose(&file.content()?, self.symbols_only)? {
             // The return first: a call seen only at its return is no call at all.
             if site.program != program::SSL_CREATED {
                 probes.push(Site { program: program::SSL_RETURN, ..site.clone() });
@@ -439,7 +523,7 @@ impl Attacher {
         let mut links = Vec::new();
         for probe in probes {
             tracing::debug!("{} in {} at {:#x}", probe.program, probe.function, probe.offset);
-            match self.attach_at(&path, &probe) {
+            match self.attach_at(&path, &probe, UProbeScope::AllProcesses) {
                 Ok(link) => links.push((probe.program, link)),
                 Err(error) => {
                     self.detach(links);
@@ -450,10 +534,10 @@ impl Attacher {
         Ok(links)
     }
 
-    fn attach_at(&mut self, path: &Path, site: &Site) -> Result<UProbeLinkId> {
+    fn attach_at(&mut self, path: &Path, site: &Site, scope: UProbeScope) -> Result<UProbeLinkId> {
         let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
         uprobe(&mut self.ebpf.lock(), site.program)?
-            .attach(at, path, UProbeScope::AllProcesses)
+            .attach(at, path, scope)
             .with_context(|| format!("{} on {}", site.program, site.function))
     }
 

@@ -8,12 +8,14 @@
 //! the library that both forms call, and to which the plain form, which returns the length, passes
 //! the address of a variable of its own for it. Where that is not so, the probes go to the symbols.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
-use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+use object::{Architecture, Object as _, ObjectSection as _, ReadRef};
 use portcullis_common::names::program;
+
+use super::elf::Functions;
 
 /// One probed function: the entry program, and the place of its first instruction. In Go also a
 /// place where the function returns.
@@ -28,94 +30,167 @@ pub struct Site {
     pub cheap: bool,
 }
 
-/// An exported function and what probes it.
+/// A function and what probes it.
 struct Function {
     symbol: &'static str,
+    /// What to call the function behind it.
+    internal: &'static str,
     program: &'static str,
     required: bool,
 }
 
-const HANDSHAKE: Function =
-    Function { symbol: "SSL_do_handshake", program: program::SSL_ENTER_HANDSHAKE, required: true };
+const HANDSHAKE: Function = Function {
+    symbol: "SSL_do_handshake",
+    internal: "",
+    program: program::SSL_ENTER_HANDSHAKE,
+    required: true,
+};
 
 /// Probed at its return only.
-const NEW: Function = Function { symbol: "SSL_new", program: program::SSL_CREATED, required: true };
+const NEW: Function =
+    Function { symbol: "SSL_new", internal: "", program: program::SSL_CREATED, required: true };
 
+/// One of them may be absent where a linker left out what nobody calls.
 const READ: [Function; 2] = [
-    Function { symbol: "SSL_read", program: program::SSL_ENTER_READ, required: true },
-    Function { symbol: "SSL_read_ex", program: program::SSL_ENTER_READ_EX, required: true },
+    Function {
+        symbol: "SSL_read",
+        internal: "internal function of SSL_read",
+        program: program::SSL_ENTER_READ,
+        required: false,
+    },
+    Function {
+        symbol: "SSL_read_ex",
+        internal: "internal function of SSL_read",
+        program: program::SSL_ENTER_READ_EX,
+        required: false,
+    },
 ];
 
 /// The last came with OpenSSL 3.3.
 const WRITE: [Function; 3] = [
-    Function { symbol: "SSL_write", program: program::SSL_ENTER_WRITE, required: true },
-    Function { symbol: "SSL_write_ex", program: program::SSL_ENTER_WRITE_EX, required: true },
-    Function { symbol: "SSL_write_ex2", program: program::SSL_ENTER_WRITE_EX2, required: false },
+    Function {
+        symbol: "SSL_write",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE,
+        required: false,
+    },
+    Function {
+        symbol: "SSL_write_ex",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE_EX,
+        required: false,
+    },
+    Function {
+        symbol: "SSL_write_ex2",
+        internal: "internal function of SSL_write",
+        program: program::SSL_ENTER_WRITE_EX2,
+        required: false,
+    },
 ];
+
+/// Probed in processes that carry ciphertext themselves: where it leaves the library,
+const CARRY: [Function; 2] = [
+    Function {
+        symbol: "BIO_write",
+        internal: "internal function of BIO_write",
+        program: program::BIO_WRITTEN,
+        required: false,
+    },
+    Function {
+        symbol: "BIO_write_ex",
+        internal: "internal function of BIO_write",
+        program: program::BIO_WRITTEN,
+        required: false,
+    },
+];
+
+/// … and where an object begins anew, maybe for another socket. (One whose socket the library uses is known
+/// by what it receives there.) Not required, as it may be in another file.
+const CLEAR: Function =
+    Function { symbol: "SSL_clear", internal: "", program: program::SSL_CLEARED, required: false };
 
 /// Longest function that is looked into, in bytes.
 const MAX_FUNCTION: usize = 4_096;
 
-/// The sites of an OpenSSL 3 library; with `symbols_only`, its exported functions whatever they
-/// cost.
+/// The sites of a file with OpenSSL 3 in it; with `symbols_only`, its functions of those names whatever
+/// they cost.
 ///
 /// # Errors
-/// When `elf` is not a library that exports the functions.
-pub fn choose(elf: &[u8], symbols_only: bool) -> Result<Vec<Site>> {
+/// When `elf` does not have the functions.
+pub fn choose<'a>(elf: impl ReadRef<'a>, symbols_only: bool) -> Result<Vec<Site>> {
     let image = Image::of(elf)?;
     let mut sites = image.symbol_sites(&[NEW, HANDSHAKE])?;
     for functions in [&READ[..], &WRITE[..]] {
         let internal = if symbols_only { None } else { image.internal_site(functions) };
         match internal {
             Some(site) => sites.push(site),
-            None => sites.extend(image.symbol_sites(functions)?),
+            None => {
+                let of_names = image.symbol_sites(functions)?;
+                let name = functions.first().map_or("", |function| function.symbol);
+                ensure!(!of_names.is_empty(), "it has no function like {name}");
+                sites.extend(of_names);
+            }
         }
     }
     Ok(sites)
 }
 
-struct Image<'a> {
-    file: object::File<'a>,
-    /// Address and size of the exported functions.
-    exports: BTreeMap<&'a str, (u64, u64)>,
+/// What is probed beside that in a process that carries ciphertext itself; either part may be in another
+/// file.
+///
+/// # Errors
+/// When `elf` is no ELF file.
+pub fn choose_carry<'a>(elf: impl ReadRef<'a>, symbols_only: bool) -> Result<Vec<Site>> {
+    let image = Image::of(elf)?;
+    let internal = if symbols_only { None } else { image.internal_site(&CARRY) };
+    let mut sites = image.symbol_sites(&[CLEAR])?;
+    match internal {
+        Some(site) => sites.push(site),
+        None => sites.extend(image.symbol_sites(&CARRY)?),
+    }
+    Ok(sites)
 }
 
-impl<'a> Image<'a> {
-    fn of(elf: &'a [u8]) -> Result<Self> {
-        let file = object::File::parse(elf).context("not an ELF file")?;
-        let exports = file
-            .dynamic_symbols()
-            .filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
-            .filter_map(|symbol| Some((symbol.name().ok()?, (symbol.address(), symbol.size()))))
-            .collect();
-        Ok(Self { file, exports })
+struct Image<'a, R: ReadRef<'a>> {
+    data: R,
+    file: object::File<'a, R>,
+    functions: Functions<'a>,
+}
+
+impl<'a, R: ReadRef<'a>> Image<'a, R> {
+    fn of(data: R) -> Result<Self> {
+        let file = object::File::parse(data).context("not an ELF file")?;
+        let functions = Functions::of(&file, data);
+        Ok(Self { data, file, functions })
     }
 
     fn symbol_sites(&self, functions: &[Function]) -> Result<Vec<Site>> {
         let mut sites = Vec::new();
         for function in functions {
-            let Some((address, _)) = self.exports.get(function.symbol) else {
-                ensure!(!function.required, "the library does not export {}", function.symbol);
+            let Some((address, _)) = self.functions.get(function.symbol) else {
+                ensure!(!function.required, "it does not have {}", function.symbol);
                 continue;
             };
             sites.push(Site {
                 program: function.program,
-                offset: self.file_offset(*address).context("a function without code")?,
+                offset: self.file_offset(address).context("a function without code")?,
                 function: function.symbol,
-                cheap: self.is_cheap(*address),
+                cheap: self.is_cheap(address),
             });
         }
         Ok(sites)
     }
 
     /// The internal function that all of `functions` call, if there is just one and it is worth
-    /// it. The last of `functions` has the same arguments: what it has more than the others, it
+    /// it. It takes two forms of the call to tell. The last of `functions` has the same arguments: what it has more than the others, it
     /// hands on.
     fn internal_site(&self, functions: &[Function]) -> Option<Site> {
-        let exported = functions.iter().filter(|f| self.exports.contains_key(f.symbol));
+        let present = functions.iter().filter(|f| self.functions.get(f.symbol).is_some());
         let mut shared: Option<BTreeSet<u64>> = None;
         let mut last = None;
-        for function in exported {
+        let mut forms = 0;
+        for function in present {
+            forms += 1;
             let callees = self.callees(function.symbol);
             shared = Some(match shared {
                 None => callees,
@@ -124,9 +199,12 @@ impl<'a> Image<'a> {
             last = Some(function);
         }
         let shared: Vec<u64> = shared?.into_iter().collect();
+        if forms < 2 {
+            return None;
+        }
         let ([address], function) = (shared.as_slice(), last?) else { return None };
         // An exported one has arguments of its own.
-        let is_exported = self.exports.values().any(|(exported, _)| exported == address);
+        let is_exported = self.functions.is_exported(*address);
         let plain = functions.first()?.symbol;
         let passes_length = self.passes_own_variable(plain, *address, length_register(function));
         if is_exported || !passes_length || !self.is_cheap(*address) {
@@ -135,11 +213,7 @@ impl<'a> Image<'a> {
         Some(Site {
             program: function.program,
             offset: self.file_offset(*address)?,
-            function: if function.symbol.starts_with("SSL_read") {
-                "internal function of SSL_read"
-            } else {
-                "internal function of SSL_write"
-            },
+            function: function.internal,
             cheap: true,
         })
     }
@@ -179,9 +253,9 @@ impl<'a> Image<'a> {
         calls > 0
     }
 
-    /// The code of an exported function, and its address.
+    /// The code of a function, and its address.
     fn body(&self, symbol: &str) -> Option<(&'a [u8], u64)> {
-        let &(address, size) = self.exports.get(symbol)?;
+        let (address, size) = self.functions.get(symbol)?;
         let size = usize::try_from(size).unwrap_or(MAX_FUNCTION).min(MAX_FUNCTION);
         Some((self.code(address)?.get(..size)?, address))
     }
@@ -220,11 +294,11 @@ impl<'a> Image<'a> {
         Decoder::with_ip(64, code, address, DecoderOptions::NONE).into_iter()
     }
 
-    /// The code from `address` to the end of its section.
+    /// The code from `address` on, as far as a function may be long and its section is.
     fn code(&self, address: u64) -> Option<&'a [u8]> {
         let section = self.file.sections().find(|section| contains(section, address))?;
-        let skip = usize::try_from(address - section.address()).ok()?;
-        section.data().ok()?.get(skip..)
+        let rest = section.size() - (address - section.address());
+        self.data.read_bytes_at(self.file_offset(address)?, rest.min(MAX_FUNCTION as u64)).ok()
     }
 
     /// Not in the PLT, which leads out of the library.
@@ -262,7 +336,7 @@ mod tests {
 
     #[test]
     fn one_internal_function_serves_both_forms() {
-        let sites = choose(&debians(), false).unwrap();
+        let sites = choose(&debians()[..], false).unwrap();
         let programs: Vec<_> = sites.iter().map(|site| site.program).collect();
         let expected = [
             program::SSL_CREATED,
@@ -276,8 +350,22 @@ mod tests {
     }
 
     #[test]
+    fn records_leave_by_one_internal_function() {
+        let elf = std::fs::read("/usr/lib/x86_64-linux-gnu/libcrypto.so.3").expect("libssl3");
+        let [site] = &choose_carry(&elf[..], false).unwrap()[..] else {
+            panic!("more than one site")
+        };
+        assert!(site.cheap && site.function == "internal function of BIO_write", "{site:?}");
+        let functions: Vec<_> =
+            choose_carry(&elf[..], true).unwrap().iter().map(|site| site.function).collect();
+        assert_eq!(functions, ["BIO_write", "BIO_write_ex"]);
+        let [site] = &choose_carry(&debians()[..], false).unwrap()[..] else { panic!("one site") };
+        assert_eq!((site.function, site.program), ("SSL_clear", program::SSL_CLEARED));
+    }
+
+    #[test]
     fn symbols_are_probed_where_that_is_asked_for() {
-        let sites = choose(&debians(), true).unwrap();
+        let sites = choose(&debians()[..], true).unwrap();
         let functions: Vec<_> = sites.iter().map(|site| site.function).collect();
         let expected =
             ["SSL_new", "SSL_do_handshake", "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"];
@@ -287,7 +375,7 @@ mod tests {
     /// A file in which `SSL_read` has `change` in the place of the first `code`.
     fn changed(code: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
         let mut elf = debians();
-        let site = choose(&elf, true).unwrap().into_iter().find(|s| s.function == "SSL_read");
+        let site = choose(&elf[..], true).unwrap().into_iter().find(|s| s.function == "SSL_read");
         let start = usize::try_from(site.unwrap().offset).unwrap();
         let function = &mut elf[start..start + 64];
         let at = function.windows(code.len()).position(|found| found == code);
@@ -326,10 +414,37 @@ mod tests {
         assert_eq!(functions(&elf), READ_UNKNOWN);
     }
 
+    /// What a program has that is linked statically, when nobody has stripped it.
+    /// A program whose linker left out what it does not call.
+    #[test]
+    fn a_form_that_is_absent_is_not_needed() {
+        let mut elf = debians();
+        for name in [&b"\0SSL_read_ex\0"[..], b"\0SSL_write_ex\0"] {
+            let at = elf.windows(name.len()).position(|found| found == name).expect("a name");
+            elf[at + 1] = b'_';
+        }
+        assert_eq!(functions(&elf), ["SSL_new", "SSL_do_handshake", "SSL_read", "SSL_write"]);
+        let at = elf.windows(10).position(|found| found == b"\0SSL_read\0").expect("a name");
+        elf[at + 1] = b'_';
+        let error = choose(&elf[..], false).unwrap_err().to_string();
+        assert_eq!(error, "it has no function like SSL_read");
+    }
+
+    #[test]
+    fn symbols_that_only_debuggers_read_will_do() {
+        let mut elf = debians();
+        for (from, to) in [(b".dynsym", b".symtab"), (b".dynstr", b".strtab")] {
+            while let Some(at) = elf.windows(from.len()).rposition(|found| found == from) {
+                elf[at..at + from.len()].copy_from_slice(to);
+            }
+        }
+        assert_eq!(choose(&elf[..], false).unwrap(), choose(&debians()[..], false).unwrap());
+    }
+
     #[test]
     fn damaged_files_are_errors() {
         let elf = debians();
-        assert!(choose(b"no ELF", false).is_err());
+        assert!(choose(&b"no ELF"[..], false).is_err());
         for len in (0..elf.len()).step_by(9_973) {
             // Whatever comes of it, it comes back.
             let _ = choose(&elf[..len], false);

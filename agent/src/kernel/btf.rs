@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use portcullis_common::settings::SockOffsets;
+use portcullis_common::settings::{SockOffsets, SystemCalls};
 
 const MAGIC: u16 = 0xeb9f;
 /// Deeper nesting of anonymous structs, unions and type aliases than any kernel has.
@@ -198,6 +198,30 @@ pub fn sock_offsets(btf: &Btf) -> Result<SockOffsets> {
     })
 }
 
+/// Where a system call's number and arguments are (arch/x86/include/asm/ptrace.h,
+/// arch/arm64/include/asm/ptrace.h), and the numbers of those that move data.
+pub fn system_calls(btf: &Btf) -> Result<SystemCalls> {
+    let register = |name| btf.offset_of("pt_regs", &[name]);
+    let (number, second_argument) = if cfg!(target_arch = "x86_64") {
+        (register("orig_ax")?, register("si")?)
+    } else {
+        (register("syscallno")?, register("regs")? + 8)
+    };
+    let call = |number: libc::c_long| u32::try_from(number).context("a negative number");
+    Ok(SystemCalls {
+        number,
+        second_argument,
+        read: call(libc::SYS_read)?,
+        recvfrom: call(libc::SYS_recvfrom)?,
+        write: call(libc::SYS_write)?,
+        sendto: call(libc::SYS_sendto)?,
+        readv: call(libc::SYS_readv)?,
+        writev: call(libc::SYS_writev)?,
+        recvmsg: call(libc::SYS_recvmsg)?,
+        sendmsg: call(libc::SYS_sendmsg)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +236,16 @@ mod tests {
         assert_eq!(offsets.family, 16);
         assert_eq!(offsets.local_v6, offsets.remote_v6 + 16);
         assert!(offsets.protocol > offsets.local_v6);
+    }
+
+    /// `struct pt_regs` is what ptrace(2) shows, so it stays as it is.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn finds_the_registers_of_a_system_call() {
+        let calls = system_calls(&Btf::of_running_kernel().unwrap()).unwrap();
+        let user = |field: usize| u32::try_from(field).unwrap();
+        assert_eq!(calls.number, user(std::mem::offset_of!(libc::user_regs_struct, orig_rax)));
+        assert_eq!(calls.second_argument, user(std::mem::offset_of!(libc::user_regs_struct, rsi)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use portcullis_common::names::{capacity, global, map, pinned};
 
 use super::bpffs::make_pin_dir;
-use super::btf::{Btf, sock_offsets};
+use super::btf::{Btf, sock_offsets, system_calls};
 use super::counters::{AnswerCounters, HelloCounters, LossCounters, ReasonCounters};
 use super::flows::Flows;
 use super::open::Sizes;
@@ -81,7 +81,9 @@ pub fn load(config: &Config) -> Result<Loaded> {
 
 /// The object, with its policy maps pinned in `dir` or taken from there.
 fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
-    let offsets = sock_offsets(&Btf::of_running_kernel()?)?;
+    let btf = Btf::of_running_kernel()?;
+    let offsets = sock_offsets(&btf)?;
+    let calls = system_calls(&btf)?;
     let only_namespace = match config.capture.network_namespaces {
         Namespaces::All => 0,
         Namespaces::Own => own_network_namespace()?,
@@ -98,7 +100,9 @@ fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
         .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
         .map_max_entries(map::GOROUTINES, config.capture.max_connections)
         .map_max_entries(map::SOCKETS, config.capture.max_connections)
+        .map_max_entries(map::CREATED, config.capture.max_connections)
         .override_global(global::SOCK_OFFSETS, &offsets, true)
+        .override_global(global::SYSTEM_CALLS, &calls, true)
         .override_global(global::ANSWER_INTERVAL, &answer_interval_ns(&config.enforce), true)
         .override_global(global::ONLY_NAMESPACE, &only_namespace, true)
         .load(OBJECT)

@@ -37,7 +37,7 @@ mod table;
 
 pub use addresses::{flow_addresses, holds, network_of};
 pub use attach::{Attachment, Hook, SharedEbpf};
-pub use btf::{Btf, sock_offsets};
+pub use btf::{Btf, sock_offsets, system_calls};
 pub use clock::{coarse_now, monotonic_now, wall_clock_offset};
 pub use counters::{AnswerCounters, Count, Counters, HelloCounters, LossCounters, ReasonCounters};
 pub use flows::Flows;

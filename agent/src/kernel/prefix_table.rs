@@ -17,8 +17,35 @@ const GROWTH: (u32, u32) = (5, 4);
 
 pub(super) struct PrefixTable {
     data: MapData,
-    buckets: Shared<Bucket>,
+    places: Places<Shared<Bucket>>,
+}
+
+/// Which prefix lies where in some buckets.
+struct Places<B> {
+    buckets: B,
     seed: [u64; 2],
+}
+
+/// Buckets that programs may read while they are written.
+trait Buckets {
+    fn len(&self) -> u32;
+    fn get(&self, index: u32) -> Bucket;
+    /// Writes the words that `change` changes.
+    fn update(&self, index: u32, change: impl FnOnce(&mut Bucket));
+}
+
+impl Buckets for Shared<Bucket> {
+    fn len(&self) -> u32 {
+        self.len()
+    }
+
+    fn get(&self, index: u32) -> Bucket {
+        self.get(index)
+    }
+
+    fn update(&self, index: u32, change: impl FnOnce(&mut Bucket)) {
+        self.update(index, change);
+    }
 }
 
 /// Both buckets of a prefix are full, and so are those that others could make way to.
@@ -55,7 +82,7 @@ impl PrefixTable {
 
     pub fn open(data: MapData, seed: [u64; 2]) -> Result<Self> {
         let buckets = Shared::new(&data)?;
-        Ok(Self { data, buckets, seed })
+        Ok(Self { data, places: Places { buckets, seed } })
     }
 
     /// A table with all of `entries`, of different prefixes, and room for `spare` more.
@@ -70,7 +97,7 @@ impl PrefixTable {
             .context("more prefixes than a table can hold")?;
         let mut table = Self::create(capacity, seed)?;
         loop {
-            match entries.iter().try_for_each(|(key, rules)| table.insert_new(key, *rules)) {
+            match entries.iter().try_for_each(|(key, rules)| table.places.insert_new(key, *rules)) {
                 Ok(()) => return Ok(table),
                 Err(Crowded) => table = table.larger_and_empty()?,
             }
@@ -81,17 +108,21 @@ impl PrefixTable {
     pub fn grown(&self) -> Result<Self> {
         let entries = self.entries();
         let mut table = self.larger_and_empty()?;
-        while entries.iter().try_for_each(|(key, rules)| table.insert_new(key, *rules)).is_err() {
+        while entries
+            .iter()
+            .try_for_each(|(key, rules)| table.places.insert_new(key, *rules))
+            .is_err()
+        {
             table = table.larger_and_empty()?;
         }
         Ok(table)
     }
 
     fn larger_and_empty(&self) -> Result<Self> {
-        let buckets = self.buckets.len();
+        let buckets = self.buckets();
         let larger = (u64::from(buckets) * u64::from(GROWTH.0) / u64::from(GROWTH.1)) as u32;
         ensure!(larger >= buckets, "more prefixes than a table can hold");
-        Self::with_buckets(larger + 1, self.seed)
+        Self::with_buckets(larger + 1, self.places.seed)
     }
 
     pub fn data(&self) -> &MapData {
@@ -100,16 +131,36 @@ impl PrefixTable {
 
     /// Number of buckets.
     pub fn buckets(&self) -> u32 {
-        self.buckets.len()
+        self.places.buckets.len()
     }
 
     pub fn get(&self, key: &PrefixKey) -> Option<PrefixRules> {
-        let place = self.place_of(key)?;
-        Some(Said(self.buckets.get(place.bucket).slots[place.slot].said).rules())
+        self.places.get(key)
     }
 
     /// Every prefix.
     pub fn entries(&self) -> Vec<(PrefixKey, PrefixRules)> {
+        self.places.entries()
+    }
+
+    /// Gives the prefix its rules, of which it must have one.
+    pub fn insert(&mut self, key: &PrefixKey, rules: PrefixRules) -> Result<(), Crowded> {
+        self.places.insert(key, rules)
+    }
+
+    /// Whether it was there.
+    pub fn remove(&mut self, key: &PrefixKey) -> bool {
+        self.places.remove(key)
+    }
+}
+
+impl<B: Buckets> Places<B> {
+    fn get(&self, key: &PrefixKey) -> Option<PrefixRules> {
+        let place = self.place_of(key)?;
+        Some(Said(self.buckets.get(place.bucket).slots[place.slot].said).rules())
+    }
+
+    fn entries(&self) -> Vec<(PrefixKey, PrefixRules)> {
         let buckets = (0..self.buckets.len()).map(|index| self.buckets.get(index));
         buckets
             .flat_map(|bucket| bucket.slots)
@@ -118,8 +169,7 @@ impl PrefixTable {
             .collect()
     }
 
-    /// Gives the prefix its rules, of which it must have one.
-    pub fn insert(&mut self, key: &PrefixKey, rules: PrefixRules) -> Result<(), Crowded> {
+    fn insert(&mut self, key: &PrefixKey, rules: PrefixRules) -> Result<(), Crowded> {
         match self.place_of(key) {
             Some(place) => {
                 self.put(place, slot_of(key, rules));
@@ -154,8 +204,7 @@ impl PrefixTable {
         Ok(())
     }
 
-    /// Whether it was there.
-    pub fn remove(&mut self, key: &PrefixKey) -> bool {
+    fn remove(&mut self, key: &PrefixKey) -> bool {
         let Some(Place { bucket, slot }) = self.place_of(key) else { return false };
         self.buckets.update(bucket, |bucket| bucket.slots[slot].said = Said::NOTHING.0);
         true
@@ -229,4 +278,129 @@ fn slot_of(key: &PrefixKey, rules: PrefixRules) -> Slot {
 
 fn key_of(slot: &Slot) -> PrefixKey {
     PrefixKey { addr: Addr::from_halves(slot.halves), prefix_len: Said(slot.said).prefix_len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    use portcullis_common::policy::NO_RULE;
+
+    use super::*;
+
+    impl Buckets for RefCell<Vec<Bucket>> {
+        fn len(&self) -> u32 {
+            self.borrow().len() as u32
+        }
+
+        fn get(&self, index: u32) -> Bucket {
+            self.borrow()[index as usize]
+        }
+
+        fn update(&self, index: u32, change: impl FnOnce(&mut Bucket)) {
+            change(&mut self.borrow_mut()[index as usize]);
+        }
+    }
+
+    type Memory = Places<RefCell<Vec<Bucket>>>;
+
+    fn places(buckets: usize) -> Memory {
+        Places { buckets: RefCell::new(vec![Bucket::default(); buckets]), seed: [3, 5] }
+    }
+
+    fn key(number: u64) -> PrefixKey {
+        let halves = [0x2001_0db8_0000_0000 | number >> 8, number << 56];
+        PrefixKey { addr: Addr::from_halves(halves), prefix_len: 72 }
+    }
+
+    fn rules(own: u32) -> PrefixRules {
+        PrefixRules { own, listed: NO_RULE }
+    }
+
+    /// What the programs would find, who look into the second bucket only when the first says so.
+    fn found(places: &Memory, key: &PrefixKey) -> Option<PrefixRules> {
+        let halves = key.addr.halves();
+        let hash = hash(halves, key.prefix_len, places.seed);
+        let look = |bucket: Bucket| {
+            let is_it = |slot: &&Slot| {
+                slot.said & 0xff == Said::tag(key.prefix_len) && slot.halves == halves
+            };
+            bucket.slots.iter().find(is_it).map(|slot| Said(slot.said).rules())
+        };
+        let one = places.buckets.get(first(hash, places.buckets.len()));
+        look(one).or_else(|| {
+            (one.overflows != 0)
+                .then(|| look(places.buckets.get(second(hash, places.buckets.len()))))
+                .flatten()
+        })
+    }
+
+    #[test]
+    fn all_find_room_at_the_usual_load_and_are_found() {
+        const BUCKETS: usize = 20_000;
+        let count = BUCKETS as u64 * SLOTS as u64 * LOAD.0 / LOAD.1;
+        let mut places = places(BUCKETS);
+        for number in 1..=count {
+            places.insert(&key(number), rules(number as u32)).expect("room");
+        }
+        let overflows =
+            places.buckets.borrow().iter().filter(|bucket| bucket.overflows != 0).count();
+        assert!(overflows > 0 && overflows < BUCKETS / 4, "{overflows}");
+        for number in 1..=count {
+            assert_eq!(found(&places, &key(number)), Some(rules(number as u32)));
+        }
+        assert_eq!(found(&places, &key(count + 1)), None);
+    }
+
+    #[test]
+    fn a_table_that_is_too_small_says_so_and_loses_nothing() {
+        let mut places = places(10);
+        let mut held = HashMap::new();
+        for number in 1..=200 {
+            if places.insert(&key(number), rules(number as u32)).is_ok() {
+                held.insert(key(number), rules(number as u32));
+            }
+        }
+        assert!(held.len() >= 40 && held.len() <= 10 * SLOTS, "{}", held.len());
+        for (key, rules) in &held {
+            assert_eq!(found(&places, key), Some(*rules));
+        }
+        let entries: HashMap<_, _> = places.entries().into_iter().collect();
+        assert_eq!(entries, held);
+    }
+
+    #[test]
+    fn what_is_removed_or_replaced_is_gone_and_the_rest_stays() {
+        let mut places = places(50);
+        (1..=150).for_each(|number| places.insert(&key(number), rules(1)).expect("room"));
+        for number in (1..=150).step_by(2) {
+            assert!(places.remove(&key(number)));
+            assert!(!places.remove(&key(number)));
+        }
+        (2..=150)
+            .step_by(4)
+            .for_each(|number| places.insert(&key(number), rules(2)).expect("room"));
+        (151..=220).for_each(|number| places.insert(&key(number), rules(3)).expect("room"));
+        for number in 1..=220 {
+            let expected = match number {
+                151.. => Some(rules(3)),
+                _ if number % 2 == 1 => None,
+                _ if number % 4 == 2 => Some(rules(2)),
+                _ => Some(rules(1)),
+            };
+            assert_eq!(found(&places, &key(number)), expected, "{number}");
+            assert_eq!(places.get(&key(number)), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_of_length_0_is_none_of_the_free_slots() {
+        let mut places = places(1);
+        let everything = PrefixKey::default();
+        assert_eq!(found(&places, &everything), None);
+        places.insert(&everything, rules(7)).expect("room");
+        assert_eq!(found(&places, &everything), Some(rules(7)));
+        assert_eq!(places.entries(), [(everything, rules(7))]);
+    }
 }

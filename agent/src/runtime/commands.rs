@@ -350,6 +350,7 @@ impl<P: PolicyMaps> Core<P> {
             let state = probes.state();
             lost("process_looks_skipped", state.looks_skipped);
             lost("libraries_refused", state.libraries_refused);
+            lost("carriers_refused", state.carriers_refused);
             snapshot.libraries_attached = state.attached() as u64;
         }
     }

@@ -227,6 +227,11 @@ impl<P: PolicyMaps> Core<P> {
                     probes.process_started(exec.pid);
                 }
             }
+            Ok(Captured::NoSocket(found)) => {
+                if let Some(probes) = &self.probes {
+                    probes.carrier_found(found.pid);
+                }
+            }
             Ok(Captured::ClientHello(header, records)) => self.client_hello(&header, records),
             Ok(Captured::QuicInitial(header, payload)) => self.quic_initial(&header, payload),
             Err(error) => {

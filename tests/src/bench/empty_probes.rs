@@ -32,7 +32,7 @@ impl EmptyProbes {
     pub fn attach(library: &Path) -> Result<Self> {
         let program = load_empty_program()?;
         let elf = fs::read(library).with_context(|| library.display().to_string())?;
-        let sites = sites::choose(&elf, true)?;
+        let sites = sites::choose(&elf[..], true)?;
         let offset_of = |function: &str| {
             let site = sites.iter().find(|site| site.function == function);
             site.map(|site| site.offset).with_context(|| format!("no {function}"))

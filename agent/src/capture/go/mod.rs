@@ -19,7 +19,7 @@ use portcullis_common::names::program as name;
 
 use self::code::Function;
 use self::program::Program;
-pub use self::program::has_table;
+use self::program::has_table;
 use super::sites::Site;
 
 /// Methods of `*tls.Conn` that move plaintext.
@@ -34,6 +34,19 @@ const SERVER: &str = "crypto/tls.(*Conn).serverHandshake";
 /// kernel takes a tenth of a second to take one probe off.
 const BY_CLIENT: &str = "crypto/tls.(*Conn).clientHandshake-fm";
 const BY_SERVER: &str = "crypto/tls.(*Conn).serverHandshake-fm";
+
+/// Of a program in Go with `crypto/tls`, why its plaintext can't be seen, if so; `None` for any other
+/// file.
+pub fn verdict(file: &File) -> Option<Option<String>> {
+    if !has_table(file).unwrap_or(false) {
+        return None;
+    }
+    match choose(file) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(None),
+        Err(error) => Some(Some(format!("Go: {error:#}: its plaintext is not seen"))),
+    }
+}
 
 /// The sites of a program in Go; `None` when it moves nothing through `crypto/tls`.
 ///

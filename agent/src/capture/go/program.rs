@@ -7,8 +7,12 @@ use std::ops::Range;
 use anyhow::{Context as _, Result, ensure};
 use memchr::memmem;
 use object::LittleEndian;
-use object::elf::{EM_X86_64, FileHeader64, SHT_NOBITS, SectionHeader64};
-use object::read::elf::{FileHeader as _, SectionHeader as _, SectionTable};
+use object::elf::{
+    DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, FileHeader64, PT_INTERP, SHT_NOBITS, SectionHeader64,
+};
+use object::read::elf::{
+    Dyn as _, FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable,
+};
 use object::read::{ReadCache, ReadRef as _};
 
 use super::code::Function;
@@ -29,6 +33,8 @@ const RELOCATIONS: [&str; 2] = [".rela", ".rela.dyn"];
 const MIN_PC: u64 = 160;
 const MAX_PC: u64 = 168;
 const TEXT: u64 = 176;
+/// Longest table for the dynamic loader that is read, in bytes; they have a thousandth of that.
+const MAX_DYNAMIC: u64 = 1024 * 1024;
 /// Longest function that is looked into, in bytes.
 const MAX_FUNCTION: u64 = 64 * 1024;
 
@@ -47,14 +53,35 @@ pub struct Program<'a> {
     base: u64,
 }
 
-/// Whether there is a function table, by the section headers alone.
+/// Whether it is a program, no shared library, with a function table; by the headers alone.
 ///
 /// # Errors
 /// When it is no ELF file of 64 bits.
 pub fn has_table(file: &File) -> Result<bool> {
     let cache = ReadCache::new(file);
-    let (_, sections) = sections(&cache)?;
-    Ok(one_of(&sections, &TABLES).is_some())
+    let (header, sections) = sections(&cache)?;
+    Ok(one_of(&sections, &TABLES).is_some() && is_program(header, &cache)?)
+}
+
+/// One that can be loaded at any address says so, or names its dynamic loader.
+fn is_program(header: &Header, cache: &Cache<'_>) -> Result<bool> {
+    if header.e_type(LITTLE) == ET_EXEC {
+        return Ok(true);
+    }
+    for segment in header.program_headers(LITTLE, cache)? {
+        if segment.p_type(LITTLE) == PT_INTERP {
+            return Ok(true);
+        }
+        if segment.p_filesz(LITTLE) > MAX_DYNAMIC {
+            continue;
+        }
+        let entries = segment.dynamic(LITTLE, cache)?.unwrap_or_default();
+        let is_flag = |tag, value| tag == DT_FLAGS_1 && value & DF_1_PIE.0 != 0;
+        if entries.iter().any(|entry| is_flag(entry.d_tag(LITTLE), entry.d_val(LITTLE))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl<'a> Program<'a> {

@@ -10,7 +10,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
 use crate::capture::probes::{TRACEPOINTS, missing_tracepoints};
-use crate::kernel::{Btf, sock_offsets};
+use crate::kernel::{Btf, sock_offsets, system_calls};
 
 const AREA: &str = "kernel";
 /// The oldest that the policy programs are tested on.
@@ -92,15 +92,17 @@ fn look_at_btf(checks: &mut Vec<Check>) {
             Check::ok(AREA, name, "present")
         });
     }
-    checks.push(match sock_offsets(&btf) {
-        Ok(_) => Check::ok(AREA, "layout of struct sock", "known"),
-        Err(error) => Check::missing(
-            AREA,
-            "layout of struct sock",
-            format!("{error:#}"),
-            "this kernel's sockets are not understood yet: please report its version",
-        ),
-    });
+    let layouts = [
+        ("layout of struct sock", sock_offsets(&btf).map(drop)),
+        ("layout of struct pt_regs", system_calls(&btf).map(drop)),
+    ];
+    for (name, layout) in layouts {
+        let advice = "this kernel's structures are not understood yet: please report its version";
+        checks.push(match layout {
+            Ok(()) => Check::ok(AREA, name, "known"),
+            Err(error) => Check::missing(AREA, name, format!("{error:#}"), advice),
+        });
+    }
 }
 
 fn look_at_bpffs() -> Check {

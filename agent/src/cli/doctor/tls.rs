@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use super::Check;
-use crate::capture::libraries::{LibraryFile, scan};
+use crate::capture::libraries::{LibraryFile, scan_fully};
 
 const AREA: &str = "TLS libraries";
 /// Processes that are named for one library.
 const MAX_NAMED: usize = 5;
 
 pub(super) fn look(proc: &Path, checks: &mut Vec<Check>) {
-    let found = match scan(proc, true) {
+    let found = match scan_fully(proc) {
         Ok(found) => found,
         Err(error) => {
             let advice = "is /proc mounted?";

@@ -130,7 +130,7 @@ pub fn is_near_beginning(frame: impl Frame, tcp: Tcp, hash: u64) -> bool {
         return tcp.sequence.wrapping_sub(first as u32) < MAX_HELLO;
     }
     // The SYN was not seen.
-    tcp.payload_len >= 6 && InPlace::of(&frame).read(tcp.payload_at as usize).is_none_or(is_begin)
+    tcp.payload_len >= 6 && InPlace::of(&frame).read_stored(tcp.payload_at).is_none_or(is_begin)
 }
 
 /// Whether the payload begins like a hello, wherever it lies.

@@ -309,6 +309,13 @@ impl InPlace {
         let (start, end) = frame.in_place();
         Self { start, end }
     }
+
+    /// Reads at an offset that was in memory. One that no header has is taken for another: verifiers before
+    /// 6.3 forget what a comparison has shown of a number that lies on the stack too.
+    #[inline(always)]
+    pub fn read_stored<T: Wire>(&self, offset: u32) -> Option<T> {
+        self.read(offset as usize & MAX_OFFSET)
+    }
 }
 
 impl Bytes for InPlace {

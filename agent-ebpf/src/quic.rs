@@ -41,14 +41,14 @@ fn is_long_enough(packet: &Packet, len: u64) -> bool {
 #[inline(always)]
 pub fn may_begin(frame: impl Frame, packet: &Packet, len: u64) -> bool {
     is_long_enough(packet, len)
-        && InPlace::of(&frame).read(packet.udp_payload_at as usize).is_none_or(is_begin)
+        && InPlace::of(&frame).read_stored(packet.udp_payload_at).is_none_or(is_begin)
 }
 
 /// A function of its own, for the stack it needs.
 #[inline(never)]
 fn look(frame: impl Frame, packet: &Packet, len: u64) {
     let at = packet.udp_payload_at;
-    let is_initial = match InPlace::of(&frame).read(at as usize) {
+    let is_initial = match InPlace::of(&frame).read_stored(at) {
         Some(begin) => is_begin(begin),
         None => begins_anywhere(frame, at),
     };

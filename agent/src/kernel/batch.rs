@@ -2,12 +2,12 @@
 //! calls for.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 
 /// Elements of one call.
 const CHUNK: usize = 16_384;
@@ -70,6 +70,27 @@ pub(super) fn entries<K: Pod + Default, V: Pod + Default>(map: &MapData) -> Resu
     }
 }
 
+/// Makes an array of `len` maps like `inner` ([`bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS`]), all missing.
+///
+/// aya makes one from the object, with an inner map that has BTF; before 6.2 the kernel refuses to put one
+/// without BTF in its place (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`).
+pub(super) fn array_of_maps(name: &str, inner: &MapData, len: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a union of integers and addresses, of which all zeros are a value.
+    let mut attr = unsafe { std::mem::zeroed::<bpf_attr>() };
+    // SAFETY: the member that this command reads, all zero so far.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    (create.key_size, create.value_size) = (4, 4);
+    create.max_entries = len;
+    for (to, from) in create.map_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    create.inner_map_fd = inner.fd().as_fd().as_raw_fd() as u32;
+    let fd = call(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: a file descriptor that the kernel has just made for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 fn attr_of(map: &MapData) -> bpf_attr {
     // SAFETY: a union of integers and addresses, of which all zeros are a value.
     let mut attr = unsafe { std::mem::zeroed::<bpf_attr>() };
@@ -77,11 +98,11 @@ fn attr_of(map: &MapData) -> bpf_attr {
     attr
 }
 
-fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
     // SAFETY: the attributes are of the size that is given, and what they point to lives longer than
     // the call and is as long as they say.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>())
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }

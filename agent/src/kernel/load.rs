@@ -88,6 +88,7 @@ fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
         Namespaces::All => 0,
         Namespaces::Own => own_network_namespace()?,
     };
+    super::prefixes::prepare(&dir.join(pinned::PREFIXES))?;
     let mut loader = EbpfLoader::new();
     for name in pinned::ALL {
         loader.map_pin_path(name, dir.join(name));

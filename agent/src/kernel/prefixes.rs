@@ -2,6 +2,7 @@
 //! force, so that everything can be replaced in one step while packets are judged.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{ArrayOfMaps, Map, MapData};
@@ -9,13 +10,17 @@ use portcullis_common::gate::{
     self, V4_BLOCK_LEN, V4_BLOCKS, V4_WORDS, V6_BLOCK_LEN, V6_BLOCKS, V6_SHORTEST, V6_WHOLE,
     V6_WIDE, V6_WORDS,
 };
+use portcullis_common::names::pinned;
 use portcullis_common::policy::{Lengths, PrefixKey, PrefixRules};
 use portcullis_common::settings::{PrefixSet, Settings};
 
+use super::batch;
 use super::prefix_table::PrefixTable;
 use super::shared::Shared;
 
 type Outer = ArrayOfMaps<MapData, MapData>;
+
+const SETS: u32 = 2;
 
 /// Bits that belong to no prefix any more may stay set until they are so many.
 const STALE_BITS: u32 = 65_536;
@@ -31,6 +36,18 @@ pub(super) struct Prefixes {
     by_length: BTreeMap<(bool, u32), u32>,
     /// Removed since the gates were made.
     stale: u32,
+}
+
+/// Makes the map of sets at `pin`, unless it is there.
+pub(super) fn prepare(pin: &Path) -> Result<()> {
+    if pin.exists() {
+        return Ok(());
+    }
+    let like = PrefixTable::create(1, [0; 2])?;
+    let outer = batch::array_of_maps(pinned::PREFIXES, like.data(), SETS)
+        .context("can't make a map of maps")?;
+    let outer = MapData::from_fd(outer).context("can't use a map of maps")?;
+    outer.pin(pin).with_context(|| format!("can't pin a map at {}", pin.display()))
 }
 
 impl Prefixes {

@@ -57,6 +57,7 @@ pub mod map {
     pub const EVENTS: &str = "PC_EVENTS";
     pub const LOSSES: &str = "PC_LOSSES";
     pub const CALLS: &str = "PC_CALLS";
+    pub const GOROUTINES: &str = "PC_GOROUTINES";
     pub const CONNECTIONS: &str = "PC_CONNECTIONS";
     pub const SOCKETS: &str = "PC_SOCKETS";
     pub const CIPHERTEXT: &str = "PC_CIPHERTEXT";
@@ -88,6 +89,13 @@ pub mod program {
     pub const SSL_ENTER_HANDSHAKE: &str = "ssl_enter_handshake";
     pub const SSL_CREATED: &str = "ssl_created";
     pub const SSL_RETURN: &str = "ssl_return";
+    pub const GO_ENTER_READ: &str = "go_enter_read";
+    pub const GO_ENTER_WRITE: &str = "go_enter_write";
+    pub const GO_ENTER_SHAKE: &str = "go_enter_shake";
+    pub const GO_LEAVE: &str = "go_leave";
+    pub const GO_LEAVE_SHAKE: &str = "go_leave_shake";
+    pub const GO_SOCK_SEND: &str = "go_sock_send";
+    pub const GO_SOCK_RECV: &str = "go_sock_recv";
     pub const BIO_WRITTEN: &str = "bio_written";
     pub const SSL_CLEARED: &str = "ssl_cleared";
     pub const SOCK_SEND: &str = "sock_send_length";

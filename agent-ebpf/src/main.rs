@@ -10,6 +10,7 @@ mod atomic;
 mod ciphertext;
 mod client_hello;
 mod flows;
+mod go;
 mod headers;
 mod limit;
 mod maps;
@@ -137,6 +138,53 @@ pub fn ssl_cleared(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn ssl_created(ctx: RetProbeContext) -> u32 {
     socket::forget(ctx.ret());
+    0
+}
+
+/// `func (c *Conn) Read(b []byte) (int, error)` of Go's `crypto/tls`
+#[uprobe]
+pub fn go_enter_read(ctx: ProbeContext) -> u32 {
+    go::enter(&ctx, direction::READ);
+    0
+}
+
+/// `func (c *Conn) Write(b []byte) (int, error)`
+#[uprobe]
+pub fn go_enter_write(ctx: ProbeContext) -> u32 {
+    go::enter(&ctx, direction::WRITE);
+    0
+}
+
+/// `func (c *Conn) clientHandshake(ctx context.Context) error`, and `serverHandshake`
+#[uprobe]
+pub fn go_enter_shake(ctx: ProbeContext) -> u32 {
+    go::enter_handshake(&ctx);
+    0
+}
+
+/// A `ret` of `Read` or `Write`.
+#[uprobe]
+pub fn go_leave(ctx: ProbeContext) -> u32 {
+    go::leave(&ctx);
+    0
+}
+
+/// A `ret` of what has called a handshake.
+#[uprobe]
+pub fn go_leave_shake(ctx: ProbeContext) -> u32 {
+    go::leave_handshake(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn go_sock_send(ctx: BtfTracePointContext) -> i32 {
+    go::used(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn go_sock_recv(ctx: BtfTracePointContext) -> i32 {
+    go::used(&ctx);
     0
 }
 

@@ -157,6 +157,12 @@ pub static PC_LOSSES: PerCpuArray<PacketCount> = PerCpuArray::with_max_entries(L
 #[map]
 pub static PC_CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(capacity::CALLS, 0);
 
+/// The call of Go's TLS that each goroutine is in. As many as connections, since a server waits for
+/// the next request in one. LRU, because a process can end inside.
+#[map]
+pub static PC_GOROUTINES: LruHashMap<Goroutine, GoCall> =
+    LruHashMap::with_max_entries(capacity::CONNECTIONS, 0);
+
 /// The socket below each TLS object, and how much plaintext has gone through.
 #[map]
 pub static PC_CONNECTIONS: LruHashMap<TlsObject, Connection> =
@@ -291,6 +297,24 @@ pub struct Call {
     /// Not 0 when the thread has used a socket within the call.
     pub used_socket: u32,
     pub reserved: u32,
+}
+
+/// A goroutine: the address of its `g` within a process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Goroutine {
+    pub g: u64,
+    pub tgid: u32,
+    pub reserved: u32,
+}
+
+/// A goroutine's call of a method of `*tls.Conn`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GoCall {
+    pub call: Call,
+    /// The end of the goroutine's stack when the call began; 0 when the buffer is not on it.
+    pub stack_end: u64,
 }
 
 /// A TLS object: its address within a process.

@@ -28,6 +28,10 @@ const IPPROTO_TCP: u16 = 6;
 const IPPROTO_MPTCP: u16 = 262;
 /// `TCP_CLOSE` of include/net/tcp_states.h.
 const TCP_CLOSE: i32 = 7;
+const EEXIST: i32 = 17;
+/// Flags of an insertion (include/uapi/linux/bpf.h).
+const ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
 
 /// Set by the loader from the running kernel's BTF.
 #[unsafe(no_mangle)]
@@ -69,7 +73,7 @@ pub fn received(ctx: &BtfTracePointContext) {
     }
     // What a callback of the library receives may be from anybody.
     if system_call::buffer(ctx.arg(1)).is_some_and(|buffer| may_begin_record(&buffer)) {
-        bind(ctx, object, cookie);
+        bind(ctx, object, cookie, ANY);
     }
 }
 
@@ -90,7 +94,19 @@ pub fn sent(ctx: &BtfTracePointContext) {
     let Some(object) = ciphertext::maker(buffer, tgid) else { return };
     // SAFETY: the value is not looked at.
     if unsafe { PC_CONNECTIONS.get(object) }.is_none() {
-        bind(ctx, object, cookie);
+        bind(ctx, object, cookie, ANY);
+    }
+}
+
+/// Either of the two, in a call of Go's TLS: of an object that is known by its handshake, or was there
+/// before the probes, and has one socket in its life. The first that is used in its calls is the
+/// one: later ones can be other connections of the program's, which it uses while it is asked for a
+/// certificate.
+#[inline(always)]
+pub fn used_first(ctx: &BtfTracePointContext, object: TlsObject) {
+    // SAFETY: the value is not looked at.
+    if unsafe { PC_CONNECTIONS.get(object) }.is_none() {
+        bind(ctx, object, cookie_of(ctx), BPF_NOEXIST);
     }
 }
 
@@ -181,16 +197,19 @@ fn next_id() -> u64 {
 
 /// A TLS object has a new socket below it: a new connection begins.
 #[inline(always)]
-fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64) {
+fn bind(ctx: &BtfTracePointContext, object: TlsObject, cookie: u64, replacing: u64) {
     let sock: *mut core::ffi::c_void = ctx.arg(0);
     let sock = sock as *const u8;
     let Some(flow) = flow_of(sock) else { return };
     let id = if is_foreign(sock) { Connection::IGNORED } else { next_id() };
     let connection = Connection { id, cookie, moved: [0; 2], flow };
     let owner = Owner { object, id };
-    if PC_CONNECTIONS.insert(object, connection, 0).is_err()
-        || PC_SOCKETS.insert(cookie, owner, 0).is_err()
-    {
+    let inserted = PC_CONNECTIONS.insert(object, connection, replacing);
+    if inserted == Err(-EEXIST) {
+        // Another thread was faster.
+        return;
+    }
+    if inserted.is_err() || PC_SOCKETS.insert(cookie, owner, 0).is_err() {
         report::lost(Loss::TableFull, 0);
         warn!(ctx, "no room for a connection of process {}", object.tgid);
     }

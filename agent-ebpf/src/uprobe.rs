@@ -109,7 +109,7 @@ struct Sized<const N: usize> {
 /// Reports through the smallest of a few sizes: the ring buffer reserves only sizes known to
 /// the verifier, and a per-CPU scratch buffer would be shared with probes that preempt this one.
 #[inline(always)]
-fn send(call: &Call, connection: &Connection, offset: u64, len: u32) {
+pub fn send(call: &Call, connection: &Connection, offset: u64, len: u32) {
     match len {
         0..=256 => reserve_and_fill::<256>(call, connection, offset, len),
         257..=512 => reserve_and_fill::<512>(call, connection, offset, len),

@@ -56,8 +56,18 @@ pub fn lab_programs() -> anyhow::Result<()> {
     exec::run(cargo.arg("--bins"))
 }
 
-/// Compiles the client in Go and puts it beside those programs.
-pub fn go_client() -> anyhow::Result<()> {
-    let source = exec::root().join("tests/tests/clients/client.go");
-    setup::go::build(&source, &exec::target_dir()?.join("release/portcullis-lab-go-client"))
+/// Compiles the programs in Go and puts them beside those programs.
+pub fn go_programs() -> anyhow::Result<()> {
+    const STRIPPED: &str = "-ldflags=-s -w";
+    let programs: [(&str, &[&str], &str); 4] = [
+        ("clients/client.go", &[], "portcullis-lab-go-client"),
+        ("go/program.go", &[], "portcullis-lab-go"),
+        ("go/program.go", &[STRIPPED], "portcullis-lab-go-stripped"),
+        ("go/program.go", &[STRIPPED, "-buildmode=pie"], "portcullis-lab-go-pie"),
+    ];
+    for (source, flags, name) in programs {
+        let source = exec::root().join("tests/tests").join(source);
+        setup::go::build(&source, flags, &exec::target_dir()?.join("release").join(name))?;
+    }
+    Ok(())
 }

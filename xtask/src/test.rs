@@ -63,7 +63,7 @@ fn unit_tests(filter: Option<&str>) -> anyhow::Result<u64> {
 /// the host's TLS library and its two or more processors.
 fn end_to_end(filter: Option<&str>) -> anyhow::Result<u64> {
     build::lab_programs()?;
-    build::go_client()?;
+    build::go_programs()?;
     let mut cargo = exec::cargo();
     cargo.args(["test", "--no-fail-fast", "--release", "--package", "portcullis-tests"]);
     cargo_test(cargo.args(filter).args(["--", "--test-threads=1"]))

@@ -61,6 +61,11 @@ impl<P> Inventory<P> {
         }
     }
 
+    /// Forgets the file, if it has been tried.
+    pub fn take(&mut self, id: FileId) -> Option<P> {
+        self.files.remove(&id)?.probes
+    }
+
     /// Whether [`Self::take_gone`] has something to take.
     pub fn has_gone(&self) -> bool {
         self.files.values().any(Entry::is_gone)

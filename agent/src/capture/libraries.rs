@@ -4,7 +4,7 @@
 //! that the files of containers are found as well. What a process names and maps is its own
 //! choice: nothing here trusts it further than to read a bounded piece of a regular file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
@@ -13,10 +13,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::read::ReadCache;
-use object::{Object, ObjectSection, ObjectSymbol};
 
 use super::elf::Functions;
-use super::examined::{Examined, FileId, Verdict, problem_of};
+use super::examined::{Examined, FileId, Verdict, Version, problem_of, version_of};
+use super::go;
 
 /// Longest ELF file whose symbols are read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
@@ -86,16 +86,12 @@ pub struct Scan {
     pub unreadable: usize,
 }
 
-/// Looks at every process under `proc`, normally `/proc`, and at the programs themselves for other
-/// TLS than OpenSSL that is linked in, which reads more files.
+/// Looks at every process under `proc`, normally `/proc`, for as long as that takes.
 ///
 /// # Errors
 /// When `proc` cannot be listed. A process that ends meanwhile is left out.
 pub fn scan_fully(proc: &Path) -> io::Result<Scan> {
-    let mut scan = scan(proc, &mut Examined::patiently())?;
-    scan.libraries.extend(scan_programs(proc, &scan.libraries)?);
-    scan.libraries.sort_by(|a, b| (&a.path, a.inode).cmp(&(&b.path, b.inode)));
-    Ok(scan)
+    scan(proc, &mut Examined::patiently())
 }
 
 /// Looks at every process under `proc`. Files that `examined` has no time for are left out.
@@ -131,7 +127,7 @@ pub fn scan_one(proc: &Path, pid: u32, examined: &mut Examined) -> Vec<LibraryFi
     libraries.filter_map(|(id, mapping)| identify(proc, &id, &[mapping], examined)).collect()
 }
 
-/// Whether a file holds TLS by its name, or OpenSSL by what is in it.
+/// Whether a file holds TLS by its name, or by what is in it.
 fn is_tls(proc: &Path, id: &FileId, file: &Mapping, examined: &mut Examined) -> bool {
     stack_of_path(&file.path).is_some() || examine(proc, id, file, examined).is_some()
 }
@@ -140,7 +136,8 @@ fn examine(proc: &Path, id: &FileId, file: &Mapping, examined: &mut Examined) ->
     if !file.executable {
         return None;
     }
-    examined.verdict(id, || Some(file.open(proc, id.1).ok()?.1))
+    let open = || Some(file.open(proc, id.1).ok()?.1);
+    examined.verdict(id, || file.version(proc, id.1), open)
 }
 
 /// The files of one process with parts of OpenSSL in them: libssl and libcrypto by their names, and
@@ -154,7 +151,8 @@ pub fn openssl_files(
     let is_openssl = &mut |id: &FileId, file: &Mapping| {
         let name = file.path.file_name().and_then(|name| name.to_str());
         name.is_some_and(|name| has_stem(name, "libssl") || has_stem(name, "libcrypto"))
-            || examine(proc, id, file, examined).is_some_and(|(_, problem)| problem.is_none())
+            || examine(proc, id, file, examined)
+                .is_some_and(|(stack, problem)| stack == Stack::StaticOpenSsl && problem.is_none())
     };
     let files = scan_process(proc, pid, is_openssl).libraries.into_iter();
     files
@@ -172,7 +170,10 @@ pub fn openssl_files(
 pub fn inspect(path: &Path) -> io::Result<LibraryFile> {
     let file = open_regular(path)?;
     let meta = file.metadata()?;
-    let (stack, problem) = verdict(Stack::OtherLibSsl, file);
+    let (stack, problem) = match go::verdict(&file) {
+        Some(problem) => (Stack::Go, problem),
+        None => verdict(Stack::OtherLibSsl, file),
+    };
     Ok(LibraryFile {
         path: path.to_owned(),
         mapped_as: path.to_owned(),
@@ -198,6 +199,10 @@ impl OpenLibrary {
             return Err(io::Error::new(io::ErrorKind::NotFound, "another file is there now"));
         }
         Ok(Self(file))
+    }
+
+    pub fn file(&self) -> &File {
+        &self.0
     }
 
     /// A path that leads this process to the file for as long as it is open.
@@ -358,6 +363,17 @@ fn identify(
 }
 
 impl Mapping {
+    /// When the file was last changed, if it can be seen; without opening it.
+    fn version(&self, proc: &Path, inode: u64) -> Option<Version> {
+        let process = proc.join(self.pid.to_string());
+        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
+        let there = fs::metadata(process.join("root").join(inside)).ok();
+        let there = there.filter(|there| !self.deleted && there.ino() == inode);
+        let there =
+            there.or_else(|| fs::metadata(process.join("map_files").join(&self.range)).ok());
+        there.map(|there| version_of(&there))
+    }
+
     /// The plain path when it leads to the same file, for that outlives the process; else
     /// through the process's root directory; else, for a file that has been replaced or deleted,
     /// through the mapping itself, which takes `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
@@ -410,52 +426,6 @@ fn verdict(stack: Stack, file: File) -> (Stack, Option<String>) {
         }
         other => (other, Some(format!("{}: its plaintext is not seen yet", other.name()))),
     }
-}
-
-/// Programs with TLS linked in. One that maps a TLS library as well is left to that.
-fn scan_programs(proc: &Path, libraries: &[LibraryFile]) -> io::Result<Vec<LibraryFile>> {
-    let known: BTreeSet<u32> = libraries.iter().flat_map(|lib| lib.pids.iter().copied()).collect();
-    let mut programs: HashMap<(u64, u64), Option<LibraryFile>> = HashMap::new();
-    for pid in processes(proc)? {
-        // A kernel thread has no program, and one that has ended needs no attention.
-        let link = proc.join(pid.to_string()).join("exe");
-        let Ok(meta) = fs::metadata(&link) else { continue };
-        if known.contains(&pid) {
-            continue;
-        }
-        let program = programs
-            .entry((meta.dev(), meta.ino()))
-            .or_insert_with(|| identify_program(&link, &meta));
-        if let Some(program) = program {
-            program.pids.push(pid);
-        }
-    }
-    Ok(programs.into_values().flatten().collect())
-}
-
-fn identify_program(link: &Path, meta: &fs::Metadata) -> Option<LibraryFile> {
-    let stack = program_stack(open_regular(link).ok()?).ok()??;
-    Some(LibraryFile {
-        path: link.to_owned(),
-        mapped_as: fs::read_link(link).unwrap_or_else(|_| link.to_owned()),
-        dev: meta.dev(),
-        inode: meta.ino(),
-        stack,
-        problem: Some(format!("{}: its plaintext is not seen yet", stack.name())),
-        pids: Vec::new(),
-    })
-}
-
-fn program_stack(file: File) -> object::Result<Option<Stack>> {
-    let cache = ReadCache::new(file);
-    let elf = object::File::parse(&cache)?;
-    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
-    if symbols.any(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(b"SSL_read")) {
-        return Ok(Some(Stack::StaticOpenSsl));
-    }
-    let mut sections = elf.sections();
-    let is_go = sections.any(|section| section.name_bytes() == Ok(b".go.buildinfo"));
-    Ok(is_go.then_some(Stack::Go))
 }
 
 #[cfg(test)]

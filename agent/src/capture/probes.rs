@@ -23,14 +23,16 @@ use portcullis_common::names::{map, program};
 
 use super::carriers::Carriers;
 use super::examined::Examined;
+use super::go;
 use super::inventory::{FileId, Inventory};
 use super::libraries::{self, LibraryFile, OpenLibrary, Stack};
 use super::sites::{self, Site};
+use super::writes::Writes;
 use crate::config::{Capture, ProbeSites};
 use crate::kernel::{self, SharedEbpf};
 
-/// Every entry program. All have the same return program; only that of `SSL_new` is another, and
-/// has no entry program.
+/// Every entry program for OpenSSL. All have the same return program; only that of `SSL_new` is
+/// another, and has no entry program.
 const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_HANDSHAKE,
     program::SSL_ENTER_READ,
@@ -39,6 +41,19 @@ const ENTRIES: [&str; 6] = [
     program::SSL_ENTER_WRITE_EX,
     program::SSL_ENTER_WRITE_EX2,
 ];
+
+const GO: [&str; 5] = [
+    program::GO_ENTER_READ,
+    program::GO_ENTER_WRITE,
+    program::GO_ENTER_SHAKE,
+    program::GO_LEAVE,
+    program::GO_LEAVE_SHAKE,
+];
+
+/// Programs for Go and their tracepoints. Attached with the first program in Go, since they cost
+/// something whenever any socket is used.
+pub const GO_TRACEPOINTS: [(&str, &str); 2] =
+    [(program::GO_SOCK_SEND, program::SOCK_SEND), (program::GO_SOCK_RECV, program::SOCK_RECV)];
 
 /// The tracepoints that capture cannot do without; each program is called like its own.
 /// `sock_send_length` and `sock_recv_length` came with Linux 6.3.
@@ -88,7 +103,8 @@ pub struct State {
     pub probed: Vec<Probed>,
     /// Processes that were not looked at because too many started at once.
     pub looks_skipped: u64,
-    /// Libraries that were refused because too many have probes.
+    /// Libraries that were refused: too many have probes already, or this one is not as the probes
+    /// need it.
     pub libraries_refused: u64,
     /// Processes that carry ciphertext themselves, and were refused because too many do.
     pub carriers_refused: u64,
@@ -106,11 +122,14 @@ enum Request {
     Look(u32),
     /// To probe where records leave the TLS library of a process.
     Carrier(u32),
+    /// To see what [`Writes`] has.
+    Wake,
+    Stop,
 }
 
 /// The thread that attaches. Dropping it detaches everything.
 pub struct Probes {
-    requests: Option<SyncSender<Request>>,
+    requests: SyncSender<Request>,
     state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -130,6 +149,7 @@ impl Probes {
         attach_tracepoints(&mut ebpf.lock())?;
         let state = Arc::new(Mutex::new(State::default()));
         let (requests, received) = mpsc::sync_channel(MAX_LOOKS);
+        let wake = requests.clone();
         let mut attacher = Attacher {
             ebpf,
             proc,
@@ -137,6 +157,9 @@ impl Probes {
             inventory: Inventory::new(),
             examined: Examined::in_steps(),
             carriers,
+            go_is_traced: false,
+            // With no room in the queue, the thread is awake.
+            writes: Writes::start(move || drop(wake.try_send(Request::Wake)))?,
             programs_log,
             symbols_only: config.probe_sites == ProbeSites::Symbols,
         };
@@ -146,7 +169,7 @@ impl Probes {
             .name("probes".into())
             .spawn(move || attacher.run(&received))
             .context("can't start the probe thread")?;
-        Ok(Self { requests: Some(requests), state, thread: Some(thread) })
+        Ok(Self { requests, state, thread: Some(thread) })
     }
 
     /// A process has replaced its program.
@@ -160,8 +183,7 @@ impl Probes {
     }
 
     fn ask(&self, request: Request) {
-        let Some(requests) = &self.requests else { return };
-        if let Err(TrySendError::Full(_)) = requests.try_send(request) {
+        if let Err(TrySendError::Full(_)) = self.requests.try_send(request) {
             lock(&self.state).looks_skipped += 1;
         }
     }
@@ -173,7 +195,8 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        drop(self.requests.take());
+        // Fails only when the thread has ended.
+        let _ = self.requests.send(Request::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -188,7 +211,7 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 fn load_probes(ebpf: &mut Ebpf) -> Result<()> {
     let others =
         [program::SSL_RETURN, program::SSL_CREATED, program::SSL_CLEARED, program::BIO_WRITTEN];
-    for name in ENTRIES.into_iter().chain(others) {
+    for name in ENTRIES.into_iter().chain(others).chain(GO) {
         uprobe(ebpf, name)?
             .load()
             .with_context(|| format!("the verifier refuses the program {name}"))?;
@@ -203,16 +226,18 @@ fn take_carriers(ebpf: &mut Ebpf) -> Result<HashMap<MapData, u32, u32>> {
 
 fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs().context("can't read the kernel's BTF")?;
-    for name in TRACEPOINTS {
-        let tracepoint: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        tracepoint
-            .load(name, &btf)
-            .with_context(|| format!("the verifier refuses the program on {name}"))?;
-        tracepoint.attach().with_context(|| format!("can't attach to the tracepoint {name}"))?;
-    }
+    TRACEPOINTS.into_iter().try_for_each(|name| attach_tracepoint(ebpf, name, name, &btf))
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> Result<()> {
+    let program: &mut BtfTracePoint = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load(tracepoint, btf)
+        .with_context(|| format!("the verifier refuses the program {name}"))?;
+    program.attach().with_context(|| format!("can't attach to the tracepoint {tracepoint}"))?;
     Ok(())
 }
 
@@ -239,6 +264,9 @@ struct Attacher {
     inventory: Inventory<Links>,
     examined: Examined,
     carriers: Carriers<Links>,
+    /// [`GO_TRACEPOINTS`] are attached.
+    go_is_traced: bool,
+    writes: Writes,
     programs_log: EbpfLogger<&'static dyn log::Log>,
     symbols_only: bool,
 }
@@ -258,9 +286,10 @@ impl Attacher {
             match requests.recv_timeout(wait) {
                 Ok(Request::Look(pid)) => self.queue(&mut looks, pid, 0),
                 Ok(Request::Carrier(pid)) => self.attend_to(pid),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Request::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.forget_written();
             self.programs_log.flush();
             self.look_at_due(&mut looks);
             // One at a time: a process that starts meanwhile is not to wait for all of them.
@@ -325,14 +354,28 @@ impl Attacher {
     /// Takes the probes off one file that no process maps any more.
     fn forget_one_gone(&mut self) {
         let Some((id, links)) = self.inventory.take_gone() else { return };
-        self.detach(links.unwrap_or_default());
-        lock(&self.state).probed.retain(|probed| {
-            let is_gone = id_of(&probed.library) == id;
-            if is_gone {
-                tracing::info!("nothing uses {} any more", probed.library.mapped_as.display());
+        if let Some(name) = self.forget(id, links.unwrap_or_default()) {
+            tracing::info!("nothing uses {} any more", name.display());
+        }
+    }
+
+    /// Takes the probes off files that have changed. The next process that maps one gives it others.
+    fn forget_written(&mut self) {
+        for id in self.writes.take() {
+            let links = self.inventory.take(id).unwrap_or_default();
+            if let Some(name) = self.forget(id, links) {
+                tracing::info!("{} is written to: its probes are off", name.display());
             }
-            !is_gone
-        });
+        }
+    }
+
+    /// What the file was mapped as.
+    fn forget(&mut self, id: FileId, links: Links) -> Option<PathBuf> {
+        self.writes.forget(id);
+        self.detach(links);
+        let probed = &mut lock(&self.state).probed;
+        let index = probed.iter().position(|probed| id_of(&probed.library) == id)?;
+        Some(probed.remove(index).library.mapped_as)
     }
 
     /// Probes where records leave the TLS library of one process, for that process alone: most servers
@@ -363,7 +406,7 @@ impl Attacher {
         let mut links = Vec::new();
         for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
             let scope = UProbeScope::OneProcess(pid);
-            match self.attach_at(&file.path(), site.program, &site, scope) {
+            match self.attach_at(&file.path(), &site, scope) {
                 Ok(link) => links.push((site.program, link)),
                 Err(error) => {
                     self.detach(links);
@@ -397,21 +440,16 @@ impl Attacher {
         if self.inventory.sighted(id) {
             return;
         }
-        if let Some(problem) = &library.problem {
-            // Those of other makes are many, and never more than that.
-            if library.stack == Stack::StaticOpenSsl {
-                tracing::info!("can't read TLS in {}: {problem}", library.mapped_as.display());
-                self.inventory.insert(id, None, kept);
-                let mut state = lock(&self.state);
-                state.libraries_refused += 1;
-                let problem = library.problem.clone();
-                state.probed.push(Probed { library, problem });
-            }
+        // Those of other makes are many, and never more than that.
+        if !library.supported() && !matches!(library.stack, Stack::StaticOpenSsl | Stack::Go) {
             return;
         }
         if self.inventory.len() >= MAX_LIBRARIES {
             lock(&self.state).libraries_refused += 1;
             return;
+        }
+        if let Some(problem) = library.problem.clone() {
+            return self.refuse(library, problem, kept);
         }
         let name = library.mapped_as.display();
         // It could be opened a moment ago, so this is no lasting obstacle: most likely the
@@ -420,7 +458,15 @@ impl Attacher {
             Ok(file) => file,
             Err(error) => return tracing::debug!("can't open {name}: {error}"),
         };
-        let problem = match self.attach(&file) {
+        // Before it is read.
+        if let Err(error) = self.writes.watch(&file.path(), id) {
+            tracing::warn!("can't watch {name}, so it must not be written to in place: {error}");
+        }
+        let attached = match library.stack {
+            Stack::Go => self.attach_go(&file),
+            _ => self.attach_openssl(&file),
+        };
+        let problem = match attached {
             Ok(links) => {
                 tracing::info!("reading TLS in {name}");
                 self.inventory.insert(id, Some(links), kept);
@@ -429,6 +475,7 @@ impl Attacher {
             Err(error) => {
                 let problem = format!("{error:#}");
                 tracing::warn!("can't attach to {name}: {problem}");
+                self.writes.forget(id);
                 self.inventory.insert(id, None, kept);
                 Some(problem)
             }
@@ -436,40 +483,62 @@ impl Attacher {
         lock(&self.state).probed.push(Probed { library, problem });
     }
 
-    /// Attaches to all functions or none.
-    fn attach(&mut self, file: &OpenLibrary) -> Result<Links> {
-        let elf = file.content()?;
+    /// One that could be read if it were as the probes need it: told once, as long as it is there.
+    fn refuse(&mut self, library: LibraryFile, problem: String, kept: bool) {
+        tracing::warn!("can't read TLS in {}: {problem}", library.mapped_as.display());
+        self.inventory.insert(id_of(&library), None, kept);
+        let mut state = lock(&self.state);
+        state.libraries_refused += 1;
+        state.probed.push(Probed { library, problem: Some(problem) });
+    }
+
+    fn attach_openssl(&mut self, file: &OpenLibrary) -> Result<Links> {
+        let mut probes = Vec::new();
+        for site in sites::choose(&file.content()?, self.symbols_only)? {
+            // The return first: a call seen only at its return is no call at all.
+            if site.program != program::SSL_CREATED {
+                probes.push(Site { program: program::SSL_RETURN, ..site.clone() });
+            }
+            probes.push(site);
+        }
+        self.attach(file, probes)
+    }
+
+    fn attach_go(&mut self, file: &OpenLibrary) -> Result<Links> {
+        let probes = go::choose(file.file())?.context("it does not use crypto/tls")?;
+        if !self.go_is_traced {
+            let btf = Btf::from_sys_fs().context("can't read the kernel's BTF")?;
+            let ebpf = &mut self.ebpf.lock();
+            for (name, tracepoint) in GO_TRACEPOINTS {
+                attach_tracepoint(ebpf, name, tracepoint, &btf)?;
+            }
+            self.go_is_traced = true;
+        }
+        self.attach(file, probes)
+    }
+
+    /// Attaches all probes or none.
+    fn attach(&mut self, file: &OpenLibrary, probes: Vec<Site>) -> Result<Links> {
         let path = file.path();
         let mut links = Vec::new();
-        for site in sites::choose(&elf, self.symbols_only)? {
-            tracing::debug!("probing {} at {:#x}", site.function, site.offset);
-            // The return first: a call seen only at its return is no call at all.
-            let return_program =
-                (site.program != program::SSL_CREATED).then_some(program::SSL_RETURN);
-            for name in return_program.into_iter().chain([site.program]) {
-                match self.attach_at(&path, name, &site, UProbeScope::AllProcesses) {
-                    Ok(link) => links.push((name, link)),
-                    Err(error) => {
-                        self.detach(links);
-                        return Err(error);
-                    }
+        for probe in probes {
+            tracing::debug!("{} in {} at {:#x}", probe.program, probe.function, probe.offset);
+            match self.attach_at(&path, &probe, UProbeScope::AllProcesses) {
+                Ok(link) => links.push((probe.program, link)),
+                Err(error) => {
+                    self.detach(links);
+                    return Err(error);
                 }
             }
         }
         Ok(links)
     }
 
-    fn attach_at(
-        &mut self,
-        path: &Path,
-        name: &str,
-        site: &Site,
-        scope: UProbeScope,
-    ) -> Result<UProbeLinkId> {
+    fn attach_at(&mut self, path: &Path, site: &Site, scope: UProbeScope) -> Result<UProbeLinkId> {
         let at = UProbeAttachLocation::AbsoluteOffset(site.offset);
-        uprobe(&mut self.ebpf.lock(), name)?
+        uprobe(&mut self.ebpf.lock(), site.program)?
             .attach(at, path, scope)
-            .with_context(|| format!("{name} on {}", site.function))
+            .with_context(|| format!("{} on {}", site.program, site.function))
     }
 
     fn detach(&mut self, links: Links) {

@@ -17,7 +17,8 @@ use portcullis_common::names::program;
 
 use super::elf::Functions;
 
-/// One probed function: the entry program, and the place of its first instruction.
+/// One probed function: the entry program, and the place of its first instruction. In Go also a
+/// place where the function returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     pub program: &'static str,

@@ -113,7 +113,7 @@ fn kernel(s: &mut Section, kernel: &mut Kernel) {
 fn capture(s: &mut Section, capture: &mut Capture) {
     let doc = "Whether plaintext is read from TLS libraries at all.";
     s.value(fixed("capture.enabled", doc), &Flag, &mut capture.enabled);
-    let doc = "Library files to attach to before any process maps them.";
+    let doc = "Library files, and programs in Go, to attach to before any process maps them.";
     s.list(fixed("capture.libraries", doc), &PATH, &mut capture.libraries);
     let doc = "Where in a library the probes go: where they cost least, or on its symbols.";
     s.value(fixed("capture.probe_sites", doc), &PROBE_SITES, &mut capture.probe_sites);

@@ -119,7 +119,7 @@ pub enum Namespaces {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capture {
     pub enabled: bool,
-    /// Library files to attach to before any process maps them.
+    /// Library files, and programs in Go, to attach to before any process maps them.
     pub libraries: Vec<PathBuf>,
     /// Where in a library the probes go.
     pub probe_sites: ProbeSites,

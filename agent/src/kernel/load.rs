@@ -99,6 +99,7 @@ fn load_object(config: &Config, dir: &Path) -> Result<Ebpf> {
     loader
         .map_max_entries(map::EVENTS, config.capture.ring_bytes)
         .map_max_entries(map::CONNECTIONS, config.capture.max_connections)
+        .map_max_entries(map::GOROUTINES, config.capture.max_connections)
         .map_max_entries(map::SOCKETS, config.capture.max_connections)
         .map_max_entries(map::CREATED, config.capture.max_connections)
         .override_global(global::SOCK_OFFSETS, &offsets, true)

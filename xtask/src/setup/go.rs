@@ -1,4 +1,4 @@
-//! A recent Go, for a client in it: Debian's is from before Go had post-quantum key exchange.
+//! A recent Go, for programs in it: Debian's is from before Go had post-quantum key exchange.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ fn download(into: &Path) -> anyhow::Result<()> {
     exec::run(pip.arg("--target").arg(into).arg("--requirement").arg(requirements))
 }
 
-/// `go build` of one file, with nothing but Go's own library and none of the user's settings.
-pub fn build(source: &Path, program: &Path) -> anyhow::Result<()> {
+/// `go build FLAGS` of one file, with nothing but Go's own library and none of the user's settings.
+pub fn build(source: &Path, flags: &[&str], program: &Path) -> anyhow::Result<()> {
     let cache = super::cache_dir()?.join("go-build");
     let mut go = Command::new(compiler()?);
     for (name, _) in std::env::vars_os() {
@@ -57,5 +57,5 @@ pub fn build(source: &Path, program: &Path) -> anyhow::Result<()> {
     }
     go.env("GOENV", "off").env("GOTOOLCHAIN", "local").env("GO111MODULE", "off");
     go.env("CGO_ENABLED", "0").env("GOCACHE", &cache).env("GOPATH", cache.join("path"));
-    exec::run(go.args(["build", "-o"]).arg(program).arg(source))
+    exec::run(go.arg("build").args(flags).arg("-o").arg(program).arg(source))
 }

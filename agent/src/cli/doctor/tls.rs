@@ -33,8 +33,8 @@ pub(super) fn look(proc: &Path, checks: &mut Vec<Check>) {
     if !found.libraries.iter().any(LibraryFile::supported) {
         checks.push(Check::warning(
             AREA,
-            "OpenSSL 3",
-            "no process uses it now",
+            "OpenSSL 3 or Go",
+            "no process uses either now",
             "start the service to be protected; the agent finds it when it starts, too",
         ));
     }
@@ -49,7 +49,7 @@ fn judge(proc: &Path, library: &LibraryFile) -> Check {
             AREA,
             name,
             format!("{problem}; used by {users}"),
-            "if these processes serve APIs, put a server that uses OpenSSL 3 in front of them",
+            "if these processes serve APIs, put a server that uses OpenSSL 3 or Go in front of them",
         ),
     }
 }

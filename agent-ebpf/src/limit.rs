@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use portcullis_common::{
     gate,
     net::flow_hash,
-    policy::{BUCKETS_OF_SET, COST_SHIFT, unit},
+    policy::{BUCKETS_OF_SET, Bucket, COST_SHIFT, unit},
     settings::Settings,
 };
 
@@ -115,48 +115,54 @@ impl Request {
     fn take_of_client(self, client: u64, settings: &Settings) -> Taken {
         let set = (client >> 32) as u32 & settings.bucket_sets.wrapping_sub(1);
         let Some(set) = PC_BUCKETS.get_ptr_mut(set) else { return Taken::Within };
-        let (mut own, mut free) = (NOWHERE, NOWHERE);
-        for slot in 0..BUCKETS_OF_SET {
-            // SAFETY: a slot of the map value.
-            let (holder, arrival) = unsafe {
-                let bucket = &raw const (*set).slots[slot];
-                (
-                    (&raw const (*bucket).client).read_volatile(),
-                    (&raw const (*bucket).arrival_ns).read_volatile(),
-                )
-            };
-            own = select(holder == client, slot, own, settings);
-            free = select(arrival <= self.now, slot, free, settings);
-        }
-        if own != NOWHERE {
+        for _ in 0..CLAIMS {
+            let (mut own, mut free) = (NOWHERE, NOWHERE);
+            for slot in 0..BUCKETS_OF_SET {
+                // SAFETY: a slot of the map value.
+                let (holder, arrival) = read(unsafe { &raw mut (*set).slots[slot] });
+                own = select(holder == client, slot, own, settings);
+                free = select(arrival <= self.now, slot, free, settings);
+            }
+            let chosen = if own == NOWHERE { free } else { own };
+            if chosen == NOWHERE {
+                return Taken::NoRoom;
+            }
             // SAFETY: a slot of the map value, as the mask says.
-            return self.take_from(unsafe {
-                &raw mut (*set).slots[own & (BUCKETS_OF_SET - 1)].arrival_ns
-            });
+            let bucket = unsafe { &raw mut (*set).slots[chosen & (BUCKETS_OF_SET - 1)] };
+            if own != NOWHERE || claim(bucket, client, self.now) {
+                // SAFETY: an aligned u64 of the map value.
+                return self.take_from(unsafe { &raw mut (*bucket).arrival_ns });
+            }
         }
-        if free == NOWHERE {
-            return Taken::NoRoom;
-        }
-        // SAFETY: as above.
-        let bucket = unsafe { &raw mut (*set).slots[free & (BUCKETS_OF_SET - 1)] };
-        // SAFETY: aligned u64s of the map value.
-        let (holder, arrival) = unsafe {
-            (
-                (&raw const (*bucket).client).read_volatile(),
-                (&raw const (*bucket).arrival_ns).read_volatile(),
-            )
-        };
-        if arrival > self.now && holder != client {
-            return Taken::NoRoom;
-        }
-        // SAFETY: as above.
-        let seen = unsafe { atomic::exchange_if(&raw mut (*bucket).client, holder, client) };
-        if seen != holder && seen != client {
-            // Another client on another CPU was quicker.
-            return Taken::NoRoom;
-        }
-        // SAFETY: as above.
-        self.take_from(unsafe { &raw mut (*bucket).arrival_ns })
+        Taken::NoRoom
+    }
+}
+
+/// Tries of one packet to get a bucket for its client. Each that fails is another client's success on
+/// another CPU, in the same set.
+const CLAIMS: u32 = 3;
+
+/// Whether the free bucket is the client's from now on. False when another client on another CPU was quicker.
+#[inline(always)]
+fn claim(bucket: *mut Bucket, client: u64, now: u64) -> bool {
+    let (holder, arrival) = read(bucket);
+    if arrival > now && holder != client {
+        return false;
+    }
+    // SAFETY: an aligned u64 of the map value.
+    let seen = unsafe { atomic::exchange_if(&raw mut (*bucket).client, holder, client) };
+    seen == holder || seen == client
+}
+
+/// Whose bucket it is, and its arrival time.
+#[inline(always)]
+fn read(bucket: *mut Bucket) -> (u64, u64) {
+    // SAFETY: aligned u64s of a map value.
+    unsafe {
+        (
+            (&raw const (*bucket).client).read_volatile(),
+            (&raw const (*bucket).arrival_ns).read_volatile(),
+        )
     }
 }
 

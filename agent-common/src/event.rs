@@ -87,8 +87,8 @@ pub struct NoSocket {
     pub time_ns: u64,
 }
 
-/// A TLS ClientHello whose fingerprint is not known. `len` bytes follow: those of the flow from the
-/// header of the first record to the end of the hello.
+/// A TLS ClientHello whose fingerprint is not known or has rules. `len` bytes follow: those of the flow
+/// from the header of the first record to the end of the hello.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClientHello {
@@ -123,7 +123,7 @@ pub enum HelloCount {
     Unreadable = 7,
     /// The kernel could not note the fingerprint of the flow.
     NotKept = 8,
-    /// Of an unknown fingerprint, but its sources have used up what they may report in a second.
+    /// Of an unknown fingerprint, or one with rules, but its sources have used up what they may report in a second.
     Unreported = 9,
     /// … but the ring buffer was full.
     RingFull = 10,

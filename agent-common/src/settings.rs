@@ -8,7 +8,8 @@ pub const MAX_VLAN_TAGS: usize = 4;
 /// IPv6 extension headers that the header walk follows (RFC 8200, section 4).
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
-/// Hellos of unknown fingerprint that a CPU reports in a second of the sources that share a budget.
+/// Hellos of unknown fingerprint, or of one with rules, that a CPU reports in a second of the sources
+/// that share a budget.
 pub const REPORTS_PER_SECOND: u32 = 8;
 /// Datagrams of new QUIC connections that a CPU reports in a second.
 pub const QUIC_SAMPLES_PER_SECOND: u32 = 500;

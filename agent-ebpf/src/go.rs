@@ -6,10 +6,7 @@
 //! a call is a probe on each of the function's `ret` instructions.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user as read_user,
-        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user as read_user},
     programs::{BtfTracePointContext, ProbeContext},
 };
 use portcullis_common::event::{Loss, direction};
@@ -18,12 +15,12 @@ use crate::{
     atomic,
     maps::{Call, Connection, GoCall, Goroutine, PC_CONNECTIONS, PC_GOROUTINES, TlsObject},
     report::lost,
-    socket,
+    socket, system_call,
     uprobe::{self, Signature},
 };
 
 /// Of R14 in `struct pt_regs` (arch/x86/include/asm/ptrace.h).
-const R14_OFFSET: usize = 8;
+const R14_OFFSET: u32 = 8;
 
 /// The method of `*tls.Conn` that this goroutine enters: the receiver is in RAX, and the address
 /// of the slice, if it has one, in RBX. Comes twice where the stack has to grow first.
@@ -130,13 +127,8 @@ pub fn leave_handshake(ctx: &ProbeContext) {
 /// when it makes the system call, whatever thread it is on.
 #[inline(always)]
 pub fn used(ctx: &BtfTracePointContext) {
-    // SAFETY: helpers without further conditions in a tracing program; the address is only read
-    // through a helper that checks it.
-    let g = unsafe {
-        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as usize;
-        bpf_probe_read_kernel((registers + R14_OFFSET) as *const u64)
-    };
-    let Ok(g) = g else { return };
+    let registers = system_call::registers();
+    let Some(g) = system_call::register(registers, R14_OFFSET) else { return };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value stays readable while the program runs.
     let call = unsafe { PC_GOROUTINES.get(Goroutine { g, tgid, reserved: 0 }) };

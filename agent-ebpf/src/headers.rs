@@ -178,6 +178,16 @@ impl Inner {
     fn v6(offset: usize) -> Self {
         Self(offset as u32 | Self::V6)
     }
+
+    #[inline(always)]
+    fn is_v4(self) -> bool {
+        self.0 & Self::V6 == 0
+    }
+
+    #[inline(always)]
+    fn offset(self) -> usize {
+        (self.0 & (Self::V6 - 1)) as usize
+    }
 }
 
 impl Packet {
@@ -200,6 +210,35 @@ impl Packet {
             | u64::from(self.port.number()) << 32
             | u64::from(self.port.protocol());
         flow_hash(self.source.raw_halves(), self.destination.raw_halves(), ports, seed)
+    }
+
+    /// From here on no more can be known.
+    #[inline(always)]
+    fn end_with(&mut self, port: Port) {
+        self.port = port;
+        self.source_port = 0;
+        self.tcp = Tcp::NONE;
+        self.udp_payload_at = 0;
+        self.inner = Inner::NONE;
+    }
+
+    /// The same offset, of which the verifier has forgotten what it was: it would follow each way that
+    /// led to it apart.
+    #[inline(always)]
+    fn forgotten(&mut self, offset: usize) -> usize {
+        let place = &raw mut self.udp_payload_at;
+        // SAFETY: a field that is written again once the packet is known.
+        unsafe {
+            place.write_volatile(offset as u32);
+            place.read_volatile() as usize
+        }
+    }
+
+    /// It carries another packet.
+    #[inline(always)]
+    fn end_with_inner(&mut self, inner: Inner) {
+        self.end_with(Port::NONE);
+        self.inner = inner;
     }
 }
 
@@ -263,37 +302,6 @@ impl Port {
     }
 }
 
-impl Packet {
-    /// From here on no more can be known.
-    #[inline(always)]
-    fn end_with(&mut self, port: Port) {
-        self.port = port;
-        self.source_port = 0;
-        self.tcp = Tcp::NONE;
-        self.udp_payload_at = 0;
-        self.inner = Inner::NONE;
-    }
-
-    /// The same offset, of which the verifier has forgotten what it was: it would follow each way that
-    /// led to it apart.
-    #[inline(always)]
-    fn forgotten(&mut self, offset: usize) -> usize {
-        let place = &raw mut self.udp_payload_at;
-        // SAFETY: a field that is written again once the packet is known.
-        unsafe {
-            place.write_volatile(offset as u32);
-            place.read_volatile() as usize
-        }
-    }
-
-    /// It carries another packet.
-    #[inline(always)]
-    fn end_with_inner(&mut self, inner: Inner) {
-        self.end_with(Port::NONE);
-        self.inner = inner;
-    }
-}
-
 /// Writes the packet of a frame, or returns the reason to pass the frame that has none.
 #[inline(always)]
 pub fn walk(bytes: &impl Bytes, start: Start, packet: &mut Packet) -> Result<(), Reason> {
@@ -304,7 +312,7 @@ pub fn walk(bytes: &impl Bytes, start: Start, packet: &mut Packet) -> Result<(),
 #[inline(always)]
 pub fn find(bytes: &impl Bytes, start: Start) -> Result<Inner, Reason> {
     match start {
-        Start::Ethernet => ethernet(bytes),
+        Start::Ethernet => ethernet::<MAX_VLAN_TAGS>(bytes),
         Start::Network(ETH_P_IP) => Ok(Inner::v4(0)),
         Start::Network(ETH_P_IPV6) => Ok(Inner::v6(0)),
         Start::Network(_) => Err(Reason::PassNotIp),
@@ -313,13 +321,9 @@ pub fn find(bytes: &impl Bytes, start: Start) -> Result<Inner, Reason> {
 
 /// Writes the packet there; [`Reason::PassTruncated`] when not all of its source is.
 #[inline(always)]
-pub fn walk_inner(
-    bytes: &impl Bytes,
-    Inner(inner): Inner,
-    packet: &mut Packet,
-) -> Result<(), Reason> {
-    let offset = (inner & (Inner::V6 - 1)) as usize;
-    if inner & Inner::V6 == 0 { ipv4(bytes, offset, packet) } else { ipv6(bytes, offset, packet) }
+pub fn walk_inner(bytes: &impl Bytes, inner: Inner, packet: &mut Packet) -> Result<(), Reason> {
+    let offset = inner.offset();
+    if inner.is_v4() { ipv4(bytes, offset, packet) } else { ipv6(bytes, offset, packet) }
 }
 
 /// IEEE 802.1ad.
@@ -330,41 +334,29 @@ const USUAL_TAGS: usize = 2;
 /// a fraction of what [`walk`] takes. `None` says nothing about the frame.
 #[inline(always)]
 pub fn usual(bytes: &impl Bytes, packet: &mut Packet) -> Option<usize> {
-    let mut ethertype = read_u16(bytes, ETHERTYPE_AT)?;
-    let mut offset = ETHERNET_LEN;
-    for _ in 0..USUAL_TAGS {
-        if !is_vlan(ethertype) {
-            break;
+    let found = ethernet::<USUAL_TAGS>(bytes).ok()?;
+    let offset = found.offset();
+    let (end, protocol, transport_at) = if found.is_v4() {
+        let header: [u8; 20] = bytes.read(offset)?;
+        let [_, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+        let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+        if header[0] & 0x0f != 5 {
+            return None;
         }
-        ethertype = read_u16(bytes, offset + 2)?;
-        offset += VLAN_LEN;
-    }
-    let (end, protocol, transport_at) = match ethertype {
-        ETH_P_IP => {
-            let header: [u8; 20] = bytes.read(offset)?;
-            let [_, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-                header;
-            let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-            if header[0] & 0x0f != 5 {
-                return None;
-            }
-            let end = offset + usize::from(u16::from_be_bytes([header[2], header[3]]));
-            packet.source = Address::from_v4([s0, s1, s2, s3]);
-            packet.destination = Address::from_v4([d0, d1, d2, d3]);
-            if fragment_offset != 0 {
-                packet.end_with(Port::NONE);
-                return Some(end);
-            }
-            (end, protocol, offset + 20)
+        let end = offset + usize::from(u16::from_be_bytes([header[2], header[3]]));
+        packet.source = Address::from_v4([s0, s1, s2, s3]);
+        packet.destination = Address::from_v4([d0, d1, d2, d3]);
+        if fragment_offset != 0 {
+            packet.end_with(Port::NONE);
+            return Some(end);
         }
-        ETH_P_IPV6 => {
-            let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4)?;
-            packet.source = Address::from_v6(bytes.read(offset + 8)?);
-            packet.destination = Address::from_v6(bytes.read(offset + 24)?);
-            let end = offset + 40 + usize::from(u16::from_be_bytes([high, low]));
-            (end, protocol, offset + 40)
-        }
-        _ => return None,
+        (end, protocol, offset + 20)
+    } else {
+        let [high, low, protocol]: [u8; 3] = bytes.read(offset + 4)?;
+        packet.source = Address::from_v6(bytes.read(offset + 8)?);
+        packet.destination = Address::from_v6(bytes.read(offset + 24)?);
+        let end = offset + 40 + usize::from(u16::from_be_bytes([high, low]));
+        (end, protocol, offset + 40)
     };
     if !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) {
         return None;
@@ -373,11 +365,12 @@ pub fn usual(bytes: &impl Bytes, packet: &mut Packet) -> Option<usize> {
     (packet.port != Port::OUT_OF_REACH).then_some(end)
 }
 
+/// The IP packet behind at most `TAGS` tags.
 #[inline(always)]
-fn ethernet(bytes: &impl Bytes) -> Result<Inner, Reason> {
+fn ethernet<const TAGS: usize>(bytes: &impl Bytes) -> Result<Inner, Reason> {
     let mut ethertype = read_u16(bytes, ETHERTYPE_AT).ok_or(Reason::PassTruncated)?;
     let mut offset = ETHERNET_LEN;
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..TAGS {
         if !is_vlan(ethertype) {
             break;
         }

@@ -74,19 +74,9 @@ pub trait FrameMut: Frame {
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct XdpFrame(*mut xdp_md);
+pub struct XdpFrame(pub *mut xdp_md);
 
 impl XdpFrame {
-    #[inline(always)]
-    pub fn of_context(context: *mut xdp_md) -> Self {
-        Self(context)
-    }
-
-    #[inline(always)]
-    pub fn context(self) -> *mut xdp_md {
-        self.0
-    }
-
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
         Self(ctx.ctx)
@@ -159,19 +149,9 @@ impl FrameMut for XdpFrame {
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct TcFrame(*mut __sk_buff);
+pub struct TcFrame(pub *mut __sk_buff);
 
 impl TcFrame {
-    #[inline(always)]
-    pub fn of_context(context: *mut __sk_buff) -> Self {
-        Self(context)
-    }
-
-    #[inline(always)]
-    pub fn context(self) -> *mut __sk_buff {
-        self.0
-    }
-
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
@@ -220,23 +200,13 @@ impl FrameMut for TcFrame {
 /// A packet of an interface without Ethernet headers.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct L3Frame(*mut __sk_buff);
+pub struct L3Frame(pub *mut __sk_buff);
 
 /// This much of a packet is made readable first, as far as it goes: the usual headers, those of
 /// tunnels too.
 const L3_HEADERS: u32 = 256;
 
 impl L3Frame {
-    #[inline(always)]
-    pub fn of_context(context: *mut __sk_buff) -> Self {
-        Self(context)
-    }
-
-    #[inline(always)]
-    pub fn context(self) -> *mut __sk_buff {
-        self.0
-    }
-
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Self {
         let this = Self(ctx.skb.skb);

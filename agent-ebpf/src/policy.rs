@@ -46,10 +46,7 @@ pub fn verdict(frame: impl Steps) -> Verdict {
                 count(Reason::PassNoMatch as u32, work.len);
                 return Verdict::Pass;
             }
-            Named::No => {
-                work.begin(active_set(settings));
-                work.candidates = Candidates::NONE;
-            }
+            Named::No => work.begin(active_set(settings), Candidates::NONE),
             Named::Perhaps => {}
         }
     } else {
@@ -61,14 +58,20 @@ pub fn verdict(frame: impl Steps) -> Verdict {
             count(reason, work.len);
             return Verdict::Pass;
         }
-        work.begin(active_set(settings));
-        prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
+        begin_search(work, settings);
     }
     let outcome = match judge_first(work, settings) {
         UNDECIDED => frame.judge(),
         outcome => outcome,
     };
     if drops(outcome) { Verdict::Drop } else { Verdict::Pass }
+}
+
+/// Begins the search for rules with all prefixes that may name the packet's source.
+#[inline(always)]
+fn begin_search(work: &mut Work, settings: &Settings) {
+    let set = active_set(settings);
+    work.begin(set, prefixes::find(work.packet.source, set, settings));
 }
 
 /// Whether prefixes name a packet's source.
@@ -87,8 +90,7 @@ fn look_longest_up(work: &mut Work, settings: &Settings) -> Named {
     if !prefixes::may_name(work.packet.source, set, settings) {
         return Named::No;
     }
-    let mut candidates = Candidates::NONE;
-    prefixes::find(work.packet.source, set, settings, &mut candidates);
+    let candidates = prefixes::find(work.packet.source, set, settings);
     if candidates.are_none() {
         return Named::No;
     }
@@ -98,13 +100,11 @@ fn look_longest_up(work: &mut Work, settings: &Settings) -> Named {
         if is_denied_outright(said.rules(), work) {
             return Named::Denied;
         }
-        work.begin(set);
-        work.candidates = candidates;
+        work.begin(set, candidates);
         work.candidates.drop_whole();
         (work.rule, work.listed) = (said.rules().own, said.rules().listed);
     } else {
-        work.begin(set);
-        work.candidates = candidates;
+        work.begin(set, candidates);
         search::look_prefix_up(work, settings);
         if is_denied_outright(PrefixRules { own: work.rule, listed: work.listed }, work) {
             return Named::Denied;
@@ -243,8 +243,7 @@ fn judge_both(frame: impl Steps, work: &mut Work, settings: &Settings) -> u32 {
     if frame.enter_tunnel() == 0 {
         return outer;
     }
-    work.begin(active_set(settings));
-    prefixes::find(work.packet.source, work.set, settings, &mut work.candidates);
+    begin_search(work, settings);
     let inner = if apply_first(work, settings) {
         work.outcome.number()
     } else {
@@ -349,9 +348,10 @@ impl Work {
 
     /// Nothing has been found yet.
     #[inline(always)]
-    fn begin(&mut self, set: u32) {
+    fn begin(&mut self, set: u32, candidates: Candidates) {
         (self.rule, self.listed, self.limited, self.fingerprint) = (NO_RULE, NO_RULE, NO_RULE, 0);
         (self.outcome, self.stage, self.set) = (Outcome::NONE, search::PREFIXES, set);
+        self.candidates = candidates;
     }
 
     /// Finds out what rules depend on.

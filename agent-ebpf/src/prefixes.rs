@@ -131,15 +131,14 @@ fn lengths_of(set: u32, settings: &Settings) -> &Lengths {
 /// Lengths of IPv6 prefixes that are noted by /16 and not by /32.
 const SHORTER_LENGTHS: u64 = (1 << gate::V6_SHORTEST) - 1;
 
-/// Writes what the gates leave of the lengths that occur in `set`.
+/// What the gates leave of the lengths that occur in `set`.
 #[inline(always)]
-pub fn find(source: Address, set: u32, settings: &Settings, found: &mut Candidates) {
+pub fn find(source: Address, set: u32, settings: &Settings) -> Candidates {
     let lengths = lengths_of(set, settings);
     if source.is_v4() {
         let block = source.v4() >> (32 - gate::V4_BLOCK_LEN);
         let nearby = PC_V4_LENGTHS.get(set * gate::V4_BLOCKS + block);
-        *found = Candidates::of_v4(lengths.v4 & nearby.copied().unwrap_or(u64::MAX));
-        return;
+        return Candidates::of_v4(lengths.v4 & nearby.copied().unwrap_or(u64::MAX));
     }
     let network = source.first_word();
     let block = gate::v6_block(gate::v6_hash(network));
@@ -151,10 +150,10 @@ pub fn find(source: Address, set: u32, settings: &Settings, found: &mut Candidat
         wide = around.copied().unwrap_or(u64::MAX);
     }
     let short = wide & SHORTER_LENGTHS | near & !SHORTER_LENGTHS;
-    *found = Candidates {
+    Candidates {
         lengths: [lengths.v6[0] & short, lengths.v6[1] & near_long],
         whole: lengths.v6_whole & near & gate::V6_WHOLE,
-    };
+    }
 }
 
 /// What is said of the prefix in `set`.

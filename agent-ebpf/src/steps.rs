@@ -30,57 +30,57 @@ macro_rules! steps {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $walk(context: *mut $context) -> u32 {
-            policy::walk($frame::of_context(context))
+            policy::walk($frame(context))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $walk_anywhere(context: *mut $context) -> u32 {
-            policy::walk_anywhere($frame::of_context(context))
+            policy::walk_anywhere($frame(context))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $judge(context: *mut $context) -> u32 {
-            policy::judge($frame::of_context(context))
+            policy::judge($frame(context))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $enter_tunnel(context: *mut $context) -> u32 {
-            policy::enter_tunnel($frame::of_context(context))
+            policy::enter_tunnel($frame(context))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $take_hello_in(context: *mut $context) -> u32 {
-            client_hello::take_in($frame::of_context(context))
+            client_hello::take_in($frame(context))
         }
 
         impl Steps for $frame {
             #[inline(always)]
             fn walk(self) -> u32 {
-                $walk(self.context())
+                $walk(self.0)
             }
 
             #[inline(always)]
             fn walk_anywhere(self) -> u32 {
-                $walk_anywhere(self.context())
+                $walk_anywhere(self.0)
             }
 
             #[inline(always)]
             fn judge(self) -> u32 {
-                $judge(self.context())
+                $judge(self.0)
             }
 
             #[inline(always)]
             fn enter_tunnel(self) -> u32 {
-                $enter_tunnel(self.context())
+                $enter_tunnel(self.0)
             }
 
             #[inline(always)]
             fn take_hello_in(self) -> u32 {
-                $take_hello_in(self.context())
+                $take_hello_in(self.0)
             }
         }
     };

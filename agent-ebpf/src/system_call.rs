@@ -68,9 +68,7 @@ pub fn buffer(moved: i32) -> Option<Buffer> {
     // SAFETY: a static of plain integers; volatile, because the loader changes it after the
     // compiler has seen it.
     let calls = unsafe { core::ptr::read_volatile(&raw const SYSTEM_CALLS) };
-    // SAFETY: the first helper takes no arguments; the task that it returns is what the second
-    // one takes.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8;
+    let registers = registers();
     let number = register(registers, calls.number)? as u32;
     let argument = register(registers, calls.second_argument)?;
     if number == calls.read
@@ -94,8 +92,16 @@ pub fn buffer(moved: i32) -> Option<Buffer> {
     Some(Buffer { address: piece.base, len })
 }
 
+/// The program's registers as it made the call: a `struct pt_regs`.
 #[inline(always)]
-fn register(registers: *const u8, offset: u32) -> Option<u64> {
+pub fn registers() -> *const u8 {
+    // SAFETY: the first helper takes no arguments; the task that it returns is what the second
+    // one takes.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+}
+
+#[inline(always)]
+pub fn register(registers: *const u8, offset: u32) -> Option<u64> {
     // SAFETY: the helper checks the address itself; the offset is that of a register.
     unsafe { bpf_probe_read_kernel(registers.add(offset as usize).cast::<u64>()) }.ok()
 }

@@ -365,22 +365,26 @@ fn identify(
 impl Mapping {
     /// When the file was last changed, if it can be seen; without opening it.
     fn version(&self, proc: &Path, inode: u64) -> Option<Version> {
-        let process = proc.join(self.pid.to_string());
-        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
-        let there = fs::metadata(process.join("root").join(inside)).ok();
+        let there = fs::metadata(self.through_root(proc)).ok();
         let there = there.filter(|there| !self.deleted && there.ino() == inode);
-        let there =
-            there.or_else(|| fs::metadata(process.join("map_files").join(&self.range)).ok());
+        let there = there.or_else(|| fs::metadata(self.through_mapping(proc)).ok());
         there.map(|there| version_of(&there))
+    }
+
+    fn through_root(&self, proc: &Path) -> PathBuf {
+        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
+        proc.join(self.pid.to_string()).join("root").join(inside)
+    }
+
+    fn through_mapping(&self, proc: &Path) -> PathBuf {
+        proc.join(self.pid.to_string()).join("map_files").join(&self.range)
     }
 
     /// The plain path when it leads to the same file, for that outlives the process; else
     /// through the process's root directory; else, for a file that has been replaced or deleted,
     /// through the mapping itself, which takes `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
     fn open(&self, proc: &Path, inode: u64) -> io::Result<(PathBuf, File)> {
-        let process = proc.join(self.pid.to_string());
-        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
-        let through_root = process.join("root").join(inside);
+        let through_root = self.through_root(proc);
         if !self.deleted
             && let Ok(file) = open_regular(&through_root)
         {
@@ -394,7 +398,7 @@ impl Mapping {
                 return Ok((if plain { self.path.clone() } else { through_root }, file));
             }
         }
-        let through_mapping = process.join("map_files").join(&self.range);
+        let through_mapping = self.through_mapping(proc);
         let file = open_regular(&through_mapping)?;
         Ok((through_mapping, file))
     }

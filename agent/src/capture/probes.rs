@@ -403,18 +403,8 @@ impl Attacher {
 
     fn attach_carry(&mut self, file: &OpenLibrary, pid: u32) -> Result<Links> {
         let pid = NonZeroU32::new(pid).context("no process has the number 0")?;
-        let mut links = Vec::new();
-        for site in sites::choose_carry(&file.content()?, self.symbols_only)? {
-            let scope = UProbeScope::OneProcess(pid);
-            match self.attach_at(&file.path(), &site, scope) {
-                Ok(link) => links.push((site.program, link)),
-                Err(error) => {
-                    self.detach(links);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(links)
+        let probes = sites::choose_carry(&file.content()?, self.symbols_only)?;
+        self.attach(file, probes, UProbeScope::OneProcess(pid))
     }
 
     /// Takes the probes off processes that are no more, and makes up for lost reports.
@@ -501,7 +491,7 @@ impl Attacher {
             }
             probes.push(site);
         }
-        self.attach(file, probes)
+        self.attach(file, probes, UProbeScope::AllProcesses)
     }
 
     fn attach_go(&mut self, file: &OpenLibrary) -> Result<Links> {
@@ -514,16 +504,21 @@ impl Attacher {
             }
             self.go_is_traced = true;
         }
-        self.attach(file, probes)
+        self.attach(file, probes, UProbeScope::AllProcesses)
     }
 
     /// Attaches all probes or none.
-    fn attach(&mut self, file: &OpenLibrary, probes: Vec<Site>) -> Result<Links> {
+    fn attach(
+        &mut self,
+        file: &OpenLibrary,
+        probes: Vec<Site>,
+        scope: UProbeScope,
+    ) -> Result<Links> {
         let path = file.path();
         let mut links = Vec::new();
         for probe in probes {
             tracing::debug!("{} in {} at {:#x}", probe.program, probe.function, probe.offset);
-            match self.attach_at(&path, &probe, UProbeScope::AllProcesses) {
+            match self.attach_at(&path, &probe, scope) {
                 Ok(link) => links.push((probe.program, link)),
                 Err(error) => {
                     self.detach(links);

@@ -95,27 +95,22 @@ impl PrefixTable {
             .ok()
             .and_then(|len| len.checked_add(spare))
             .context("more prefixes than a table can hold")?;
-        let mut table = Self::create(capacity, seed)?;
-        loop {
-            match entries.iter().try_for_each(|(key, rules)| table.places.insert_new(key, *rules)) {
-                Ok(()) => return Ok(table),
-                Err(Crowded) => table = table.larger_and_empty()?,
-            }
-        }
+        Self::create(capacity, seed)?.or_larger_with(entries)
     }
 
     /// One with more buckets and the same prefixes.
     pub fn grown(&self) -> Result<Self> {
-        let entries = self.entries();
-        let mut table = self.larger_and_empty()?;
-        while entries
-            .iter()
-            .try_for_each(|(key, rules)| table.places.insert_new(key, *rules))
-            .is_err()
-        {
-            table = table.larger_and_empty()?;
+        self.larger_and_empty()?.or_larger_with(&self.entries())
+    }
+
+    /// This table, which is empty, or a larger one, with all of `entries`.
+    fn or_larger_with(mut self, entries: &[(PrefixKey, PrefixRules)]) -> Result<Self> {
+        loop {
+            match entries.iter().try_for_each(|(key, rules)| self.places.insert_new(key, *rules)) {
+                Ok(()) => return Ok(self),
+                Err(Crowded) => self = self.larger_and_empty()?,
+            }
         }
-        Ok(table)
     }
 
     fn larger_and_empty(&self) -> Result<Self> {

@@ -62,7 +62,7 @@ impl Fingerprints {
 }
 
 impl<P: PolicyMaps> Core<P> {
-    /// A hello over TCP whose fingerprint the kernel did not know.
+    /// A hello over TCP whose fingerprint the kernel did not know, or has rules for.
     pub(super) fn client_hello(&mut self, header: &event::ClientHello, records: &[u8]) {
         match ClientHello::from_records(records) {
             Ok(hello) => {

@@ -41,6 +41,7 @@ pub mod programs;
 pub mod python;
 pub mod quic;
 pub mod scenario;
+pub mod script;
 pub mod shop;
 pub mod slot;
 pub mod switch_port;

@@ -1,7 +1,7 @@
 //! Debian's real NGINX, serving the shop over TLS on the server host.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -70,12 +70,7 @@ impl Nginx {
         let mut process = lab.spawn(lab.server(), command, "nginx")?;
 
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-        lab.server().run(|| {
-            wait::until(PATIENCE, "NGINX to accept connections", || {
-                process.must_run()?;
-                Ok(TcpStream::connect(local).ok())
-            })
-        })?;
+        process.wait_until_it_accepts(PATIENCE, lab.server(), local)?;
         let [address_v4, address_v6] = addresses.map(|address| SocketAddr::new(address, PORT));
         let mut nginx = Self { process, dir, certs, address_v4, address_v6 };
         // The master listens before it has workers.

@@ -1,6 +1,7 @@
 //! Programs that never outlive the laboratory.
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::netns::Host;
 use crate::wait;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,6 +62,32 @@ impl Process {
             None => Ok(()),
             Some(status) => bail!("{} ended ({status}):\n{}", self.name, self.log()),
         }
+    }
+
+    /// Waits at most `limit` until it accepts connections from `host` at `address`.
+    pub fn wait_until_it_accepts(
+        &mut self,
+        limit: Duration,
+        host: &Host,
+        address: SocketAddr,
+    ) -> anyhow::Result<()> {
+        let what = format!("{} to accept connections", self.name);
+        host.run(|| {
+            wait::until(limit, &what, || {
+                self.must_run()?;
+                Ok(TcpStream::connect(address).ok())
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Waits at most `limit` until it has printed `text`.
+    pub fn wait_until_it_says(&mut self, limit: Duration, text: &str) -> anyhow::Result<()> {
+        let what = format!("{} to say {text:?}", self.name);
+        wait::until(limit, &what, || {
+            self.must_run()?;
+            Ok(self.log().contains(text).then_some(()))
+        })
     }
 
     /// Waits at most `limit` for its end.

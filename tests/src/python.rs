@@ -1,20 +1,16 @@
 //! A server in Python: another program on OpenSSL than NGINX, through other functions
 //! (`SSL_read_ex`, `SSL_write_ex`).
 
-use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::certs::Certs;
 use crate::netns::{Host, Lab};
 use crate::process::Process;
-use crate::wait;
+use crate::script::{self, Language};
 
 pub const PORT: u16 = 8443;
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Debian's own Python, which uses the system's OpenSSL.
-const INTERPRETER: &str = "/usr/bin/python3";
 
 /// Answers 200 to GET and 401 to POST, keeping connections.
 const SCRIPT: &str = r#"
@@ -50,16 +46,9 @@ pub struct PythonServer {
 impl PythonServer {
     /// Starts it on `host`, over IPv4, and waits until it accepts connections.
     pub fn start(lab: &Lab, host: &Host, certs: &Certs) -> anyhow::Result<Self> {
-        let mut command = Command::new(INTERPRETER);
-        command.args(["-c", SCRIPT, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
-        let mut process = lab.spawn(host, command, "python")?;
+        let mut process = script::start(lab, host, Language::Python, SCRIPT, PORT, certs)?;
         let address = SocketAddr::new(host.v4().into(), PORT);
-        host.run(|| {
-            wait::until(PATIENCE, "the Python server to accept connections", || {
-                process.must_run()?;
-                Ok(TcpStream::connect(address).ok())
-            })
-        })?;
+        process.wait_until_it_accepts(PATIENCE, host, address)?;
         Ok(Self { address, _process: process })
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 use std::thread;
 
 use portcullis_tests::agent::Agent;
@@ -14,6 +13,7 @@ use portcullis_tests::netns::Lab;
 use portcullis_tests::nginx::NAME;
 use portcullis_tests::process::Process;
 use portcullis_tests::scenario::{MANY, SOON, event, guess};
+use portcullis_tests::script::{Language, serve};
 use portcullis_tests::wait;
 
 const PREFIX: &str = "pcx-carry";
@@ -25,7 +25,6 @@ const ADDRESSES: u16 = 40;
 const KEPT: (u16, usize) = (100, 10);
 const SHORT: (u16, usize) = (260, 1);
 
-/// Debian's own Python, which uses the system's OpenSSL.
 const ASYNCIO: &str = r#"
 import asyncio, socket, ssl, sys
 port, cert, key = sys.argv[1:]
@@ -50,14 +49,9 @@ asyncio.run(main())
 
 #[test]
 fn each_request_to_asyncio_is_its_senders() {
-    each_request_is_its_senders(|lab, certs| {
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(["-c", ASYNCIO, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
-        lab.spawn(lab.server(), command, "asyncio").expect("Python")
-    });
+    each_request_is_its_senders(|lab, certs| serve(lab, Language::Python, ASYNCIO, PORT, certs));
 }
 
-/// Its OpenSSL is in a library or in the program itself, by where it comes from.
 const NODE: &str = r#"
 const [port, cert, key] = process.argv.slice(1);
 const read = require("fs").readFileSync;
@@ -68,11 +62,7 @@ server.listen({ port, host: "::", backlog: 500 }, () => console.log("ready"));
 
 #[test]
 fn each_request_to_node_is_its_senders() {
-    each_request_is_its_senders(|lab, certs| {
-        let mut command = Command::new("node");
-        command.args(["-e", NODE, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
-        lab.spawn(lab.server(), command, "node").expect("Node.js")
-    });
+    each_request_is_its_senders(|lab, certs| serve(lab, Language::JavaScript, NODE, PORT, certs));
 }
 
 #[test]
@@ -82,10 +72,7 @@ fn a_node_server_is_protected() {
     let certs = Certs::generate(lab.dir(), &[NAME], &[lab.server().v4().into()]);
     let certs = certs.expect("certificates");
     let script = NODE.replace("response.end", "response.writeHead(401).end");
-    let mut command = Command::new("node");
-    command.args(["-e", &script, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
-    let mut node = lab.spawn(lab.server(), command, "node").expect("Node.js");
-    wait_until_ready(&mut node);
+    let node = serve(&lab, Language::JavaScript, &script, PORT, &certs);
     let client = Client::trusting(&certs.ca).expect("a client");
     let server = SocketAddr::new(lab.server().v4().into(), PORT);
     // The first ones may come before the probes.
@@ -103,14 +90,6 @@ fn a_node_server_is_protected() {
     assert!(checks.iter().find(names_it).is_some_and(|check| check["state"] == "ok"), "{doctor}");
 }
 
-fn wait_until_ready(process: &mut Process) {
-    let listens = wait::until(SOON, "the server to listen", || {
-        process.must_run()?;
-        Ok(process.log().contains("ready").then_some(()))
-    });
-    listens.expect("it listens");
-}
-
 fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
     let lab = Lab::new(PREFIX, HOSTS).expect("a laboratory");
     for host in 0..HOSTS {
@@ -118,8 +97,7 @@ fn each_request_is_its_senders(serve: impl Fn(&Lab, &Certs) -> Process) {
     }
     let certs = Certs::generate(lab.dir(), &[NAME], &[lab.server().v4().into()]);
     let certs = certs.expect("certificates");
-    let mut process = serve(&lab, &certs);
-    wait_until_ready(&mut process);
+    let _server = serve(&lab, &certs);
     let scene = Scene { lab: &lab, client: Client::trusting(&certs.ca).expect("a client") };
 
     // Opened before the probes are there.

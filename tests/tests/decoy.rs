@@ -2,7 +2,7 @@
 //! service; through restarts of the decoy and of the agent; and does `detach` end it?
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::time::Duration;
@@ -62,14 +62,8 @@ fn named_decoy(lab: &Lab) -> Process {
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-m", "http.server", "8081", "--bind", "127.0.0.1", "--directory"]).arg(&dir);
     let mut process = lab.spawn(lab.server(), command, "decoy").expect("python");
-    lab.server()
-        .run(|| {
-            wait::until(SOON, "the decoy to listen", || {
-                process.must_run()?;
-                Ok(TcpStream::connect("127.0.0.1:8081").ok())
-            })
-        })
-        .expect("it listens");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8081));
+    process.wait_until_it_accepts(SOON, lab.server(), address).expect("it listens");
     process
 }
 

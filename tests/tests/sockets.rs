@@ -11,6 +11,7 @@ use portcullis_tests::netns::{Host, Lab};
 use portcullis_tests::nginx::NAME;
 use portcullis_tests::process::Process;
 use portcullis_tests::scenario::SOON;
+use portcullis_tests::script::{self, Language};
 use portcullis_tests::wait;
 
 const PREFIX: &str = "pcx-socks";
@@ -19,15 +20,16 @@ const TRANSACTIONS: &str = "portcullis_transactions_total";
 /// Debian's own Python, which uses the system's OpenSSL.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Answers one request over a socket, ends TLS without closing the socket, and answers one more
-/// on another connection by a TLS object at the same address, over memory.
-const REUSE: &str = r#"
+/// How every script on OpenSSL itself begins.
+const LIBRARIES: &str = r#"
 import ctypes, socket, sys
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_void_p
 port, cert, key = sys.argv[1:]
 ssl, crypto = ctypes.CDLL("libssl.so.3"), ctypes.CDLL("libcrypto.so.3")
+"#;
 
-# Memory that is given back goes to the next that asks for as much.
+/// OpenSSL's memory that is given back goes to the next that asks for as much.
+const ALLOCATOR: &str = r#"
 libc, sizes, unused = ctypes.CDLL("libc.so.6"), {}, {}
 libc.malloc.restype = c_void_p
 def allocate(size, *place):
@@ -49,55 +51,10 @@ functions = [
     CFUNCTYPE(None, c_void_p, c_char_p, c_int)(release),
 ]
 assert crypto.CRYPTO_set_mem_functions(*functions) == 1
-
-for name in ["TLS_server_method", "SSL_CTX_new", "SSL_new"]:
-    getattr(ssl, name).restype = c_void_p
-crypto.BIO_new.restype = crypto.BIO_s_mem.restype = c_void_p
-context = c_void_p(ssl.SSL_CTX_new(c_void_p(ssl.TLS_server_method())))
-assert ssl.SSL_CTX_use_certificate_chain_file(context, cert.encode()) == 1
-assert ssl.SSL_CTX_use_PrivateKey_file(context, key.encode(), 1) == 1
-answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-buffer, sealed = ctypes.create_string_buffer(65536), ctypes.create_string_buffer(65536)
-listener = socket.create_server(("0.0.0.0", int(port)))
-print("ready", flush=True)
-
-first, _ = listener.accept()
-address = ssl.SSL_new(context)
-tls = c_void_p(address)
-ssl.SSL_set_fd(tls, first.fileno())
-assert ssl.SSL_accept(tls) == 1
-assert ssl.SSL_read(tls, buffer, 65536) > 0
-assert ssl.SSL_write(tls, answer, len(answer)) > 0
-ssl.SSL_free(tls)
-assert ssl.SSL_new(context) == address
-
-second, _ = listener.accept()
-input, output = (c_void_p(crypto.BIO_new(c_void_p(crypto.BIO_s_mem()))) for _ in range(2))
-ssl.SSL_set_bio(tls, input, output)
-def complete(call):
-    while True:
-        done = call()
-        moved = crypto.BIO_read(output, sealed, 65536)
-        if moved > 0:
-            second.sendall(sealed.raw[:moved])
-        if done > 0:
-            return
-        data = second.recv(65536)
-        assert data
-        crypto.BIO_write(input, data, len(data))
-complete(lambda: ssl.SSL_accept(tls))
-complete(lambda: ssl.SSL_read(tls, buffer, 65536))
-complete(lambda: ssl.SSL_write(tls, answer, len(answer)))
-second.recv(1)
 "#;
 
-/// Answers requests over memory up to one that says it is the last, then one more on another connection
-/// by the same TLS object, with the first socket still there.
-const CLEARED: &str = r#"
-import ctypes, socket, sys
-from ctypes import c_void_p
-port, cert, key = sys.argv[1:]
-ssl, crypto = ctypes.CDLL("libssl.so.3"), ctypes.CDLL("libcrypto.so.3")
+/// Listens, and can move an object's records between memory and a connection until a call is through.
+const LISTENER: &str = r#"
 for name in ["TLS_server_method", "SSL_CTX_new", "SSL_new"]:
     getattr(ssl, name).restype = c_void_p
 crypto.BIO_new.restype = crypto.BIO_s_mem.restype = c_void_p
@@ -109,8 +66,7 @@ buffer, sealed = ctypes.create_string_buffer(65536), ctypes.create_string_buffer
 listener = socket.create_server(("0.0.0.0", int(port)))
 print("ready", flush=True)
 
-tls = c_void_p(ssl.SSL_new(context))
-def serve(connection):
+def over_memory(tls, connection):
     input, output = (c_void_p(crypto.BIO_new(c_void_p(crypto.BIO_s_mem()))) for _ in range(2))
     ssl.SSL_set_bio(tls, input, output)
     def complete(call):
@@ -124,6 +80,36 @@ def serve(connection):
             data = connection.recv(65536)
             assert data
             crypto.BIO_write(input, data, len(data))
+    return complete
+"#;
+
+/// Answers one request over a socket, ends TLS without closing the socket, and answers one more
+/// on another connection by a TLS object at the same address, over memory.
+const REUSE: &str = r#"
+first, _ = listener.accept()
+address = ssl.SSL_new(context)
+tls = c_void_p(address)
+ssl.SSL_set_fd(tls, first.fileno())
+assert ssl.SSL_accept(tls) == 1
+assert ssl.SSL_read(tls, buffer, 65536) > 0
+assert ssl.SSL_write(tls, answer, len(answer)) > 0
+ssl.SSL_free(tls)
+assert ssl.SSL_new(context) == address
+
+second, _ = listener.accept()
+complete = over_memory(tls, second)
+complete(lambda: ssl.SSL_accept(tls))
+complete(lambda: ssl.SSL_read(tls, buffer, 65536))
+complete(lambda: ssl.SSL_write(tls, answer, len(answer)))
+second.recv(1)
+"#;
+
+/// Answers requests over memory up to one that says it is the last, then one more on another connection
+/// by the same TLS object, with the first socket still there.
+const CLEARED: &str = r#"
+tls = c_void_p(ssl.SSL_new(context))
+def serve(connection):
+    complete = over_memory(tls, connection)
     complete(lambda: ssl.SSL_accept(tls))
     while True:
         length = complete(lambda: ssl.SSL_read(tls, buffer, 65536))
@@ -173,7 +159,7 @@ fn a_tls_object_in_the_place_of_another_has_not_its_socket() {
     let lab = Lab::new(PREFIX, 2).expect("a laboratory");
     let capture = Capture::start(&lab).expect("the probes");
     let certs = certs(&lab);
-    let _python = serve(&lab, REUSE, &certs);
+    let _python = serve(&lab, &[LIBRARIES, ALLOCATOR, LISTENER, REUSE].concat(), &certs);
     let client = Client::trusting(&certs.ca).expect("a client");
     let server = SocketAddr::new(lab.server().v4().into(), PORT);
     let ask = |host: &Host| {
@@ -207,7 +193,7 @@ fn a_tls_object_that_begins_anew_leaves_its_socket() {
     let lab = Lab::new(PREFIX, 2).expect("a laboratory");
     let capture = Capture::start(&lab).expect("the probes");
     let certs = certs(&lab);
-    let _python = serve(&lab, CLEARED, &certs);
+    let _python = serve(&lab, &[LIBRARIES, LISTENER, CLEARED].concat(), &certs);
     let client = Client::trusting(&certs.ca).expect("a client");
     let server = SocketAddr::new(lab.server().v4().into(), PORT);
     let connect = |host: &Host| host.run(|| client.connect(server)).expect("a connection");
@@ -257,13 +243,5 @@ fn certs(lab: &Lab) -> Certs {
 
 /// Runs `script` on the server host, from when it listens on.
 fn serve(lab: &Lab, script: &str, certs: &Certs) -> Process {
-    let mut command = Command::new(PYTHON);
-    command.args(["-c", script, &PORT.to_string()]).arg(&certs.cert).arg(&certs.key);
-    let mut process = lab.spawn(lab.server(), command, "python").expect("Python");
-    let listens = wait::until(SOON, "Python to listen", || {
-        process.must_run()?;
-        Ok(process.log().contains("ready").then_some(()))
-    });
-    listens.expect("it listens");
-    process
+    script::serve(lab, Language::Python, script, PORT, certs)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -43,13 +43,7 @@ impl GoServer {
         let mut command = Command::new(&path);
         command.args([mode, &format!(":{PORT}")]).arg(&certs.cert).arg(&certs.key);
         let mut process = lab.spawn(lab.server(), command, "go").expect("Go runs");
-        let listens = lab.server().run(|| {
-            wait::until(SOON, "the server in Go to accept connections", || {
-                process.must_run()?;
-                Ok(TcpStream::connect(v4(lab)).ok())
-            })
-        });
-        listens.expect("it listens");
+        process.wait_until_it_accepts(SOON, lab.server(), v4(lab)).expect("it listens");
         Self { path, process }
     }
 
